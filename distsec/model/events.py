@@ -1,0 +1,68 @@
+"""Security events: the six of the field, and what happens to nodes, agents and policies.
+
+One event, one object, from the handshake to the log. `reason` is always enumerated; free text lives in `detail`,
+which is bounded and escaped before anybody prints it. Who reported and when is stamped by the orchestrator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import IntEnum, StrEnum
+from typing import Any
+
+
+class Severity(IntEnum):
+    """Ordered, so that `>=` filters."""
+
+    INFO = 20
+    NOTICE = 25
+    WARNING = 30
+    CRITICAL = 50
+
+
+class EventType(StrEnum):
+    NODE_CONNECTION_ATTEMPT = "NodeConnectionAttempt"  # of a listed or unlisted peer; result allow|deny
+    CERTIFICATE_VALIDATION_FAILED = "CertificateValidationFailed"
+    UNAUTHORIZED_ACCESS = "UnauthorizedAccess"  # a valid certificate that the policy refuses, or an unlisted link
+    RATE_LIMIT_EXCEEDED = "RateLimitExceeded"
+    MESSAGE_SIGNATURE_INVALID = "MessageSignatureInvalid"  # a policy or an agent's proof that does not verify
+    CERTIFICATE_ROTATED = "CertificateRotated"
+    NODE_STARTED = "NodeStarted"
+    NODE_STOPPED = "NodeStopped"
+    NODE_STATE_CHANGED = "NodeStateChanged"
+    LINK_UP = "NodeUp"  # nodeup/nodedown of a peer, in Erlang's own words
+    LINK_DOWN = "NodeDown"
+    AGENT_CONNECTED = "AgentConnected"
+    AGENT_LOST = "AgentLost"
+    AGENT_REFUSED = "AgentRefused"  # a connection to the agent socket that was dropped, and why
+    POLICY_APPLIED = "PolicyApplied"
+    EVENTS_DROPPED = "EventsDropped"
+    CONFIGURATION_RELOADED = "ConfigurationReloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityEvent:
+    """`node` reports it (a managed node's name; "" for the orchestrator itself). `time` is Unix seconds."""
+
+    type: EventType
+    severity: Severity
+    node: str
+    time: float
+    peer: str | None = None  # claimed or proven node name, bounded, escaped when printed
+    result: str | None = None  # "allow" | "deny"
+    reason: str | None = None  # a Reason, or another enumerated value for events that are no refusals
+    direction: str | None = None
+    address: str | None = None  # "ip:port" of the peer where it is known
+    identity: str | None = None
+    serial: str | None = None
+    rule: str | None = None  # the listed name or pattern that matched; None: unlisted
+    detail: str | None = None
+    launch: str | None = None
+    sequence: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: fields that are None are left out; `severity` by name."""
+        fields = {key: value for key, value in asdict(self).items() if value is not None}
+        fields["type"] = str(self.type)
+        fields["severity"] = self.severity.name.lower()
+        return fields
