@@ -1,0 +1,77 @@
+%% What the orchestrator may have a node do, and nothing else. Runs in a process of the agent's.
+-module(distsec_command).
+
+-export([run/2]).
+
+-define(DOWN_MS, 4000).
+
+-spec run(atom(), map()) -> {ok | error, map()}.
+run(policy, #{document := Document} = Arguments) when is_binary(Document) ->
+    case distsec_policy:parse(Document, distsec_guard:policy_key()) of
+        {ok, Policy} ->
+            apply_policy(Policy, distsec_policy:digest(Document),
+                         maps:get(cookies, Arguments, #{}));
+        {error, Reason} ->
+            rejected(Reason)
+    end;
+run(disconnect, #{peer := Peer}) when is_binary(Peer) ->
+    case distsec_watch:disconnect(Peer, ?DOWN_MS) of
+        still_up -> {error, #{reason => links_remain, detail => Peer}};
+        Done -> {ok, #{detail => distsec_report:text(Done)}}
+    end;
+run(status, _) ->
+    {ok, distsec_snapshot:take()};
+run(stop, _) ->
+    {ok, #{}};
+run(_, _) ->
+    {error, #{reason => unknown}}.
+
+apply_policy(#{cluster := Cluster, generation := Generation} = Policy, Digest, Cookies) ->
+    #{policy_generation := Current, policy_digest := InForce} = distsec_policy:summary(),
+    case maps:get(cluster, distsec_guard:guard()) of
+        Cluster when Digest =:= InForce -> put_in_force(Policy, Digest, Cookies);
+        Cluster when Generation > Current -> put_in_force(Policy, Digest, Cookies);
+        Cluster -> rejected(generation);
+        _ -> rejected(cluster)
+    end.
+
+%% The order matters. The policy comes first, so that no new handshake passes; then the cookies,
+%% so that a handshake which passed already fails at its challenge; then what is pending or up is
+%% ended, and nodedown awaited, before anybody is told that it is done.
+put_in_force(#{generation := Generation} = Policy, Digest, Cookies) ->
+    Before = distsec_policy:in_force(),
+    ok = distsec_policy:put_in_force(Policy, Digest),
+    set_cookies(Cookies),
+    spoil_cookies(admitted(Before) -- admitted(Policy)),
+    Left = distsec_watch:enforce(?DOWN_MS),
+    distsec_connect:refresh(),
+    distsec_report:critical(policy_applied, #{generation => Generation, digest => Digest}),
+    case Left of
+        [] -> {ok, #{generation => Generation, digest => Digest}};
+        _ -> {error, #{reason => links_remain,
+                       detail => distsec_report:text(iolist_to_binary(lists:join($\s, Left)))}}
+    end.
+
+rejected(Reason) ->
+    distsec_report:critical(policy_rejected, #{reason => Reason}),
+    {error, #{reason => Reason}}.
+
+%% Names and cookies are the orchestrator's own: a bounded set of atoms.
+set_cookies(Cookies) ->
+    maps:foreach(fun(Peer, Cookie) when is_binary(Peer), is_binary(Cookie) ->
+                         true = erlang:set_cookie(binary_to_atom(Peer, utf8),
+                                                  binary_to_atom(Cookie, utf8))
+                 end, Cookies).
+
+%% Whom the new policy no longer admits holds a cookie that was good: it is good no longer.
+spoil_cookies(Peers) ->
+    lists:foreach(
+      fun(Peer) ->
+              Random = distsec_identity:hex(crypto:strong_rand_bytes(32)),
+              true = erlang:set_cookie(binary_to_atom(Peer, utf8), binary_to_atom(Random, utf8))
+      end, Peers).
+
+admitted(undefined) ->
+    [];
+admitted(#{peers := Peers, denied := Denied}) ->
+    [Name || #{name := Name, phase := open} <- Peers, not lists:member(Name, Denied)].

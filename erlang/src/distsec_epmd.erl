@@ -1,0 +1,81 @@
+%% Takes the place of epmd (`-epmd_module distsec_epmd -start_epmd false`): peers and their ports
+%% come from the policy, by full name. An unlisted name, asked for or gossiped, costs no DNS
+%% query, no connection and no atom.
+%%
+%% It is also the first code of ours that runs: erl_distribution starts it before net_kernel, so
+%% the boot guard stands here. A `-no_epmd` would leave it out; erl_distribution:init/1 looks for
+%% exactly one without a value, so the generated flags hold `-no_epmd false`, which takes the
+%% effect from any other.
+-module(distsec_epmd).
+
+-export([start_link/0, register_node/2, register_node/3, listen_port_please/2,
+         address_please/3, port_please/2, port_please/3, names/0, names/1]).
+
+%% Called by net_sup (erl_distribution:init/1). What it starts is not linked to net_sup: a fault
+%% of the agent must not take the distribution down.
+-spec start_link() -> ignore.
+start_link() ->
+    ok = distsec_guard:ensure(),
+    ignore.
+
+%% Called in net_kernel just before it listens (inet_tcp_dist:gen_listen/3), with auth running
+%% and no link possible yet: the one moment at which cookies can be set with no gap.
+-spec listen_port_please(term(), term()) -> {ok, inet:port_number()}.
+listen_port_please(_Name, _Host) ->
+    ok = distsec_guard:ensure(),
+    #{default := Default, peers := Peers} = distsec_guard:cookies(),
+    true = erlang:set_cookie(binary_to_atom(Default, latin1)),
+    maps:foreach(fun(Peer, Cookie) ->
+                         true = erlang:set_cookie(binary_to_atom(Peer, latin1),
+                                                  binary_to_atom(Cookie, latin1))
+                 end, Peers),
+    {ok, maps:get(port, distsec_guard:guard())}.
+
+%% The creation tells this run of the node from earlier ones (erl_epmd:register_node/3).
+-spec register_node(term(), term()) -> {ok, pos_integer()}.
+register_node(_Name, _Port) ->
+    ok = distsec_guard:ensure(),
+    <<Random:31>> = <<(crypto:strong_rand_bytes(4)):31/bitstring>>,
+    {ok, 4 + Random}.
+
+-spec register_node(term(), term(), term()) -> {ok, pos_integer()}.
+register_node(Name, Port, _Family) ->
+    register_node(Name, Port).
+
+%% With the port in the answer nobody asks port_please (inet_tcp_dist, inet_tls_dist).
+-spec address_please(string() | atom(), string() | atom(), atom()) ->
+          {ok, inet:ip_address(), inet:port_number(), 6} | {error, nxdomain}.
+address_please(Name, Host, Family) ->
+    Full = iolist_to_binary([text(Name), $@, text(Host)]),
+    Policy = distsec_policy:in_force(),
+    case [Peer || #{name := N} = Peer <- distsec_policy:peers(Policy), N =:= Full] of
+        [#{address := Address, port := Port} | _] ->
+            case inet:parse_strict_address(binary_to_list(Address)) of
+                {ok, Ip} when tuple_size(Ip) =:= 4, Family =/= inet6;
+                              tuple_size(Ip) =:= 8, Family =:= inet6 ->
+                    {ok, Ip, Port, 6};
+                _ ->
+                    {error, nxdomain}
+            end;
+        [] ->
+            {error, nxdomain}
+    end.
+
+-spec port_please(term(), term()) -> noport.
+port_please(_Name, _Host) ->
+    noport.
+
+-spec port_please(term(), term(), term()) -> noport.
+port_please(_Name, _Host, _Timeout) ->
+    noport.
+
+-spec names() -> {ok, []}.
+names() ->
+    {ok, []}.
+
+-spec names(term()) -> {ok, []}.
+names(_Host) ->
+    {ok, []}.
+
+text(Atom) when is_atom(Atom) -> atom_to_list(Atom);
+text(List) -> List.

@@ -1,0 +1,231 @@
+%% The boot guard: before anything listens, is what this VM was told to be what the orchestrator
+%% wrote? On OTP 25 a second `-proto_dist` silently listens in plaintext (net_kernel:protocols/0),
+%% so whatever differs halts the VM, with the reason on the output and in `guard.refused`.
+%%
+%% check/2 is pure. ensure/0 runs once, from distsec_epmd, in the first process that asks.
+-module(distsec_guard).
+
+-export([ensure/0, guard/0, directory/0, cookies/0, policy_key/0, started/0, launch/0, check/2]).
+
+-export_type([guard/0]).
+
+-type guard() :: #{version := 1, node := binary(), cluster := binary(), proto_dist := string(),
+                   optfile := binary() | undefined, optfile_sha256 := binary() | undefined,
+                   interface := inet:ip_address(), port := inet:port_number(),
+                   policy_key := binary(), atom() => term()}.
+-type found() :: #{arguments := [{atom(), [string()]}], interface := term(),
+                   optfile_sha256 := binary() | undefined}.
+
+-define(KEY, {distsec, guard}).
+-define(MAX_FILE_BYTES, 1048576).
+-define(EXIT_CODE, 78). % EX_CONFIG of sysexits.h
+
+%% ---- what may be -------------------------------------------------------------------------------
+
+%% ok, or the first thing that differs: a code for the orchestrator and a line for people.
+-spec check(guard(), found()) -> ok | {error, Code :: atom(), Text :: string()}.
+check(#{proto_dist := Proto, node := Node} = Guard, #{arguments := Arguments} = Found) ->
+    Values = fun(Flag) -> [V || {F, V} <- Arguments, F =:= Flag] end,
+    first([
+        fun() -> once(proto_dist, Values(proto_dist), Proto) end,
+        fun() -> optfile(Guard, Values(ssl_dist_optfile), Found) end,
+        fun() -> absent(ssl_dist_opt, Values(ssl_dist_opt)) end,
+        fun() -> absent(setcookie, Values(setcookie)) end,
+        fun() -> once(no_epmd, Values(no_epmd), "false") end,
+        fun() -> absent(dist_listen, Values(dist_listen)) end,
+        fun() -> name(binary_to_list(Node), Values(name), Values(sname)) end,
+        fun() -> resolver(Values(epmd_module)) end,
+        fun() -> interface(Guard, Found) end
+    ]).
+
+first([Check | Rest]) ->
+    case Check() of
+        ok -> first(Rest);
+        Error -> Error
+    end;
+first([]) ->
+    ok.
+
+once(_Flag, [[Expected]], Expected) ->
+    ok;
+once(Flag, [], Expected) ->
+    differs(Flag, "-~s ~s is missing", [Flag, Expected]);
+once(Flag, Values, Expected) ->
+    differs(Flag, "-~s must be given once, as ~s, and is given as ~0p; take it out of the command, "
+            "vm.args, args_file, ERL_FLAGS or ERL_ZFLAGS", [Flag, Expected, Values]).
+
+optfile(#{optfile := undefined}, Values, _) ->
+    absent(ssl_dist_optfile, Values);
+optfile(#{optfile := Path, optfile_sha256 := Wanted}, Values, #{optfile_sha256 := Digest}) ->
+    case once(ssl_dist_optfile, Values, path(Path)) of
+        ok when Digest =:= Wanted -> ok;
+        ok -> differs(optfile_changed, "~ts is not what the orchestrator wrote", [path(Path)]);
+        Error -> Error
+    end.
+
+absent(_Flag, []) ->
+    ok;
+absent(setcookie, _) ->
+    differs(setcookie, "-setcookie shows the cookie to every user of the host; take it out, "
+            "distsec sets the cookies", []);
+absent(Flag, Values) ->
+    differs(Flag, "-~s may not be given and is given as ~0p; take it out", [Flag, Values]).
+
+%% erl_distribution:start_link/0 takes -sname before -name, and the first of several.
+name(Node, Names, Snames) ->
+    Given = lists:usort(Names ++ Snames),
+    case Given of
+        [[Node]] when Names =:= []; Snames =:= [] -> ok;
+        _ -> differs(name, "the node must be ~s and its flags say ~0p; take -name and -sname out",
+                     [Node, Given])
+    end.
+
+%% net_kernel:epmd_module/0 takes the first.
+resolver([["distsec_epmd"] | _]) -> ok;
+resolver(Values) ->
+    differs(epmd_module, "-epmd_module must be distsec_epmd first, not ~0p", [Values]).
+
+interface(#{interface := Wanted}, #{interface := Wanted}) -> ok;
+interface(#{interface := Wanted}, #{interface := Found}) ->
+    differs(interface, "kernel inet_dist_use_interface must be ~0p and is ~0p", [Wanted, Found]).
+
+differs(Code, Format, Arguments) ->
+    {error, Code, lists:flatten(io_lib:format(Format, Arguments))}.
+
+path(Path) ->
+    %% As init shows an argument: code points where the bytes are UTF-8, else the bytes.
+    case unicode:characters_to_list(Path) of
+        List when is_list(List) -> List;
+        _ -> binary_to_list(Path)
+    end.
+
+%% ---- at boot -----------------------------------------------------------------------------------
+
+%% Checks, reads the policy and starts the agent's processes; halts the VM where the check fails.
+%% Called again it does nothing.
+-spec ensure() -> ok.
+ensure() ->
+    case persistent_term:get(?KEY, undefined) of
+        undefined ->
+            try boot()
+            catch
+                Class:Why ->
+                    %% A node that cannot tell whether it is guarded is not.
+                    halt_node(undefined, internal, io_lib:format("~0P", [{Class, Why}, 20]))
+            end;
+        _ ->
+            ok
+    end.
+
+boot() ->
+    Directory = case init:get_argument(distsec_dir) of
+                    {ok, [[Dir] | _]} -> Dir;
+                    _ -> halt_node(undefined, no_directory, "-distsec_dir is missing")
+                end,
+    %% What this VM starts is not this node: its flags must not leak into child VMs.
+    os:unsetenv("ERL_AFLAGS"),
+    Guard = case consult(Directory, "guard.term") of
+                {ok, {distsec_guard, #{version := 1} = Map}} -> Map;
+                _ -> halt_node(Directory, no_guard, "guard.term is missing or unreadable; "
+                               "start the node through distsec")
+            end,
+    case check(Guard, found(Guard)) of
+        ok -> ok;
+        {error, Code, Text} -> halt_node(Directory, Code, Text)
+    end,
+    Launch = distsec_identity:hex(crypto:strong_rand_bytes(16)),
+    persistent_term:put(?KEY, #{guard => Guard, directory => Directory, launch => Launch,
+                                started => os:system_time(millisecond)}),
+    ok = distsec_count:new(),
+    load_policy(Directory),
+    distsec_app:boot().
+
+found(Guard) ->
+    #{arguments => init:get_arguments(),
+      interface => application:get_env(kernel, inet_dist_use_interface, undefined),
+      optfile_sha256 => optfile_digest(Guard)}.
+
+optfile_digest(#{optfile := undefined}) ->
+    undefined;
+optfile_digest(#{optfile := Path}) ->
+    case prim_file:read_file(Path) of
+        {ok, Bytes} -> distsec_identity:hex(crypto:hash(sha256, Bytes));
+        {error, _} -> undefined
+    end.
+
+%% A policy that cannot be used leaves none in force, which admits nobody; the orchestrator sees
+%% it in the snapshot and pushes a good one.
+load_policy(Directory) ->
+    case prim_file:read_file(filename:join(Directory, "policy.term")) of
+        {ok, Document} when byte_size(Document) =< ?MAX_FILE_BYTES ->
+            Cluster = maps:get(cluster, guard()),
+            case distsec_policy:parse(Document, policy_key()) of
+                {ok, #{cluster := Cluster} = Policy} ->
+                    distsec_policy:put_in_force(Policy, distsec_policy:digest(Document));
+                _ -> ok
+            end;
+        _ ->
+            ok
+    end.
+
+consult(Directory, File) ->
+    case prim_file:read_file(filename:join(Directory, File)) of
+        {ok, Bytes} when byte_size(Bytes) =< ?MAX_FILE_BYTES ->
+            try
+                {ok, Tokens, _} = erl_scan:string(binary_to_list(Bytes)),
+                erl_parse:parse_term(Tokens)
+            catch
+                error:_ -> error
+            end;
+        _ ->
+            error
+    end.
+
+%% Says why, where the operator and the orchestrator look for it, and ends the VM before it
+%% listens. The standard output is there before any server that could write to it politely.
+-spec halt_node(string() | undefined, atom(), io_lib:chars()) -> no_return().
+halt_node(Directory, Code, Text) ->
+    Printable = [if C >= $\s, C =< $~ -> C; true -> $? end
+                 || C <- lists:sublist(lists:flatten(Text), 500)],
+    _ = Directory =/= undefined
+        andalso prim_file:write_file(filename:join(Directory, "guard.refused"),
+                                     [atom_to_list(Code), $\s, Printable, $\n]),
+    erlang:display_string("distsec: this node does not listen (" ++ atom_to_list(Code) ++ "): "
+                          ++ Printable ++ "\n"),
+    erlang:halt(?EXIT_CODE, [{flush, true}]).
+
+%% ---- afterwards --------------------------------------------------------------------------------
+
+-spec guard() -> guard().
+guard() ->
+    maps:get(guard, persistent_term:get(?KEY)).
+
+-spec directory() -> string().
+directory() ->
+    maps:get(directory, persistent_term:get(?KEY)).
+
+%% Names this run of the VM.
+-spec launch() -> binary().
+launch() ->
+    maps:get(launch, persistent_term:get(?KEY)).
+
+%% When it was, in Unix milliseconds.
+-spec started() -> integer().
+started() ->
+    maps:get(started, persistent_term:get(?KEY)).
+
+-spec policy_key() -> binary().
+policy_key() ->
+    base64:decode(maps:get(policy_key, guard())).
+
+%% Read where they are set, and kept nowhere. Halts the VM if there are none: a default would
+%% be a cookie that somebody can guess.
+-spec cookies() -> #{default := binary(), peers := #{binary() => binary()}}.
+cookies() ->
+    case consult(directory(), "cookie.term") of
+        {ok, {distsec_cookies, #{version := 1, default := Default, peers := Peers}}}
+          when is_binary(Default), byte_size(Default) >= 32, is_map(Peers) ->
+            #{default => Default, peers => Peers};
+        _ ->
+            halt_node(directory(), no_cookie, "cookie.term is missing or unreadable")
+    end.

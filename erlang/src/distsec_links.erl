@@ -1,0 +1,165 @@
+%% What is known of links: the TLS sessions that passed verification, and the links that are up.
+%% A session is found again by the address of its peer (a socket's is its own), which needs no
+%% internals of ssl: `sys_dist` has the same address for the link.
+-module(distsec_links).
+
+-include_lib("kernel/include/net_address.hrl").
+
+-export([new/0, remember/3, session/1, sweep/0, end_sessions/1]).
+-export([put/2, take/1, find/1, all/0, describe/2, tls_details/1]).
+
+-export_type([link/0]).
+
+-type link() :: #{atom() => term()}.
+-type address() :: {inet:ip_address(), inet:port_number()}.
+
+-define(SESSIONS, distsec_sessions).
+-define(LINKS, distsec_links).
+-define(MAX_SESSIONS, 4096).
+-define(DETAILS_TIMEOUT_MS, 2000).
+
+%% The tables belong to the caller.
+-spec new() -> ok.
+new() ->
+    ?SESSIONS = ets:new(?SESSIONS, [named_table, public, set, {write_concurrency, true}]),
+    ?LINKS = ets:new(?LINKS, [named_table, public, set]),
+    ok.
+
+%% ---- sessions ---------------------------------------------------------------------------------
+
+%% Called in the TLS process, once its peer is verified. With too many at once none is kept, and
+%% the link is then refused for want of an identity.
+-spec remember(address() | undefined, in | out, map()) -> ok.
+remember(undefined, _, _) ->
+    ok;
+remember(Address, Direction, #{identities := [Identity]} = Shown) ->
+    case ets:info(?SESSIONS, size) of
+        Size when is_integer(Size), Size < ?MAX_SESSIONS ->
+            Session = (maps:with([serial, issuer, not_after], Shown))
+                #{identity => Identity, direction => Direction, process => self()},
+            ets:insert(?SESSIONS, {Address, Session}),
+            ok;
+        _ ->
+            ok
+    end.
+
+-spec session(address() | undefined) -> {ok, map()} | error.
+session(Address) ->
+    case ets:lookup(?SESSIONS, Address) of
+        [{_, Session}] -> {ok, Session};
+        [] -> error
+    end.
+
+%% Forgets sessions whose process is gone.
+-spec sweep() -> ok.
+sweep() ->
+    ets:foldl(fun({Address, #{process := Pid}}, ok) ->
+                      case is_process_alive(Pid) of
+                          true -> ok;
+                          false -> ets:delete(?SESSIONS, Address), ok
+                      end
+              end, ok, ?SESSIONS).
+
+%% Ends the sessions, pending handshakes among them, for which Denied says true.
+-spec end_sessions(fun((map()) -> boolean())) -> ok.
+end_sessions(Denied) ->
+    ets:foldl(fun({Address, #{process := Pid} = Session}, ok) ->
+                      case Denied(Session) of
+                          true -> exit(Pid, kill), ets:delete(?SESSIONS, Address), ok;
+                          false -> ok
+                      end
+              end, ok, ?SESSIONS).
+
+%% ---- links ------------------------------------------------------------------------------------
+
+%% Only distsec_watch puts and takes.
+-spec put(node(), link()) -> ok.
+put(Node, Link) ->
+    ets:insert(?LINKS, {Node, Link}),
+    ok.
+
+-spec take(node()) -> {ok, link()} | error.
+take(Node) ->
+    case ets:take(?LINKS, Node) of
+        [{_, Link}] -> {ok, Link};
+        [] -> error
+    end.
+
+-spec find(node()) -> {ok, link()} | error.
+find(Node) ->
+    case ets:lookup(?LINKS, Node) of
+        [{_, Link}] -> {ok, Link};
+        [] -> error
+    end.
+
+-spec all() -> [link()].
+all() ->
+    [Link || {_, Link} <- ets:tab2list(?LINKS)].
+
+%% What can be said at once of a link that just came up; docs/port-protocol.md, `Link`.
+-spec describe(node(), hidden | visible) -> {link(), Session :: map() | undefined}.
+describe(Node, NodeType) ->
+    Address = dist_address(Node),
+    Base = #{peer => atom_to_binary(Node, utf8), address => distsec_report:address(Address),
+             hidden => NodeType =:= hidden, since_ms => distsec_report:now_ms(),
+             tls_version => undefined, cipher => undefined},
+    case session(Address) of
+        {ok, Session} ->
+            {maps:merge(Base, maps:with([identity, issuer, serial, not_after, direction], Session)),
+             Session};
+        error ->
+            {Base#{identity => undefined, issuer => undefined, serial => undefined,
+                   not_after => undefined, direction => direction(Address)},
+             undefined}
+    end.
+
+%% Without a session (cookies only): who is dialled is known by its port, the others dialled.
+direction(undefined) ->
+    undefined;
+direction(Address) ->
+    Shown = distsec_report:address(Address),
+    Dialled = [iolist_to_binary([A, $:, integer_to_list(P)])
+               || #{address := A, port := P} <- distsec_policy:peers(distsec_policy:in_force())],
+    case lists:member(Shown, Dialled) of
+        true -> out;
+        false -> in
+    end.
+
+%% net_kernel keeps the connection in its table sys_dist; the record's layout is not relied on.
+dist_address(Node) ->
+    try ets:lookup(sys_dist, Node) of
+        [Connection] ->
+            case [A || #net_address{address = A} <- tuple_to_list(Connection)] of
+                [Address | _] -> Address;
+                [] -> undefined
+            end;
+        [] -> undefined
+    catch
+        error:badarg -> undefined
+    end.
+
+%% Version and cipher as negotiated, asked of the TLS process itself
+%% (ssl_gen_statem:connection_information/2, OTP 25 to 29). May take as long as that is busy,
+%% so it is asked from a process of its own.
+-spec tls_details(map() | undefined) -> link().
+tls_details(#{process := Pid}) ->
+    Caller = self(),
+    Tag = make_ref(),
+    Asker = spawn(fun() -> Caller ! {Tag, ssl_gen_statem:connection_information(Pid, false)} end),
+    receive
+        {Tag, {ok, Facts}} ->
+            #{tls_version => distsec_report:text(proplists:get_value(protocol, Facts)),
+              cipher => cipher(proplists:get_value(selected_cipher_suite, Facts))};
+        {Tag, _} ->
+            #{}
+    after ?DETAILS_TIMEOUT_MS ->
+            exit(Asker, kill),
+            #{}
+    end;
+tls_details(undefined) ->
+    #{}.
+
+cipher(#{} = Suite) ->
+    try unicode:characters_to_binary(ssl:suite_to_str(Suite)) catch error:_ -> undefined end;
+cipher(_) ->
+    undefined.

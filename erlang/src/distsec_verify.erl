@@ -1,0 +1,96 @@
+%% The verify_fun of the optfile, `{fun distsec_verify:verify/3, #{role => server | client}}`: the
+%% policy's answer inside the TLS handshake, in both directions, at every reconnect. It runs in
+%% the TLS connection process, which owns the socket, so the peer's address is at hand.
+%%
+%% It does not know the name that the peer will claim: with the stock carrier any allowed
+%% certificate may claim any name for which it has the cookie (docs/security-model.md).
+-module(distsec_verify).
+
+-include_lib("public_key/include/public_key.hrl").
+
+-export([verify/3, peer_of_self/0, reported/0]).
+
+-define(REPORTED, '$distsec_reported').
+
+%% Called by public_key:pkix_path_validation/3. {fail, _} ends the handshake with an alert
+%% (the `{failure, _}` of some documentation does nothing).
+-spec verify(#'OTPCertificate'{}, term(), #{role := server | client}) ->
+          {valid, map()} | {unknown, map()} | {fail, term()}.
+verify(Certificate, {bad_cert, Bad}, #{role := Role}) ->
+    Identity = distsec_identity:of_certificate(Certificate),
+    refuse(Role, bad_certificate(Bad, Identity), Identity, #{detail => distsec_report:text(Bad)});
+verify(_Certificate, {extension, _}, State) ->
+    {unknown, State};
+verify(_Certificate, valid, State) ->
+    {valid, State};
+verify(Certificate, valid_peer, #{role := Role} = State) ->
+    Identity = distsec_identity:of_certificate(Certificate),
+    case distsec_identity:usage_fits(Certificate, peer_role(Role)) of
+        true -> by_policy(Role, Identity, State);
+        false -> refuse(Role, key_usage, Identity, #{})
+    end.
+
+by_policy(Role, #{serial := Serial, not_after := NotAfter, identities := Identities} = Identity,
+          State) ->
+    Started = erlang:monotonic_time(),
+    Decision = distsec_policy:decide(#{direction => direction(Role), identities => Identities,
+                                       serial => Serial, not_after => NotAfter,
+                                       name => undefined, hidden => undefined,
+                                       now => os:system_time(second)},
+                                     distsec_policy:in_force()),
+    distsec_count:check(action(Role), element(1, Decision), erlang:monotonic_time() - Started),
+    case Decision of
+        {allow, _Rule} ->
+            distsec_links:remember(peer_of_self(), direction(Role), Identity),
+            {valid, State};
+        {deny, Reason, Rule} ->
+            refuse(Role, Reason, Identity, #{rule => Rule})
+    end.
+
+refuse(Role, Reason, #{identities := Identities, serial := Serial}, Fields) ->
+    %% The alert that TLS logs for this is the same refusal: distsec_handler passes it over.
+    put(?REPORTED, true),
+    Shown = case Identities of
+                [] -> undefined;
+                [First | _] -> First
+            end,
+    distsec_report:refusal(direction(Role), Reason,
+                           Fields#{address => distsec_report:address(peer_of_self()),
+                                   identity => Shown, serial => Serial}),
+    {fail, {distsec, Reason}}.
+
+%% Whether this TLS process has reported why it fails.
+-spec reported() -> boolean().
+reported() ->
+    get(?REPORTED) =:= true.
+
+bad_certificate(cert_expired, #{not_before := NotBefore}) ->
+    case os:system_time(second) < NotBefore of
+        true -> not_yet_valid;
+        false -> expired
+    end;
+bad_certificate(Bad, _) when Bad =:= unknown_ca; Bad =:= selfsigned_peer; Bad =:= invalid_issuer ->
+    unknown_ca;
+bad_certificate({revoked, _}, _) -> revoked;
+bad_certificate(invalid_key_usage, _) -> key_usage;
+bad_certificate(invalid_ext_key_usage, _) -> key_usage;
+bad_certificate({invalid_ext_key_usage, _}, _) -> key_usage;
+bad_certificate(_, _) -> certificate_invalid.
+
+direction(server) -> in;
+direction(client) -> out.
+
+action(server) -> handshake_in;
+action(client) -> handshake_out.
+
+peer_role(server) -> client;
+peer_role(client) -> server.
+
+%% The other end of the socket that this TLS process owns.
+-spec peer_of_self() -> {inet:ip_address(), inet:port_number()} | undefined.
+peer_of_self() ->
+    {links, Links} = process_info(self(), links),
+    case [Peer || Port <- Links, is_port(Port), {ok, Peer} <- [inet:peername(Port)]] of
+        [{_, _} = Peer | _] -> Peer;
+        _ -> undefined
+    end.

@@ -1,0 +1,217 @@
+%% The watcher: nodeup and nodedown of visible and hidden nodes. Prevention stands before it, so
+%% it should never find a link that the policy refuses; when it does, it ends the link until
+%% nodedown and raises an alarm (a `violation`).
+-module(distsec_watch).
+-behaviour(gen_server).
+
+-export([start_link/0, enforce/1, disconnect/2]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+
+-define(SUBSCRIBE_EVERY_MS, 20).
+-define(AUDIT_EVERY_MS, 1000).
+-define(KICK_EVERY_MS, 2).
+
+-type state() :: #{subscribed := boolean(), kickers := #{node() => pid()}}.
+
+-spec start_link() -> {ok, pid()} | ignore | {error, term()}.
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% Ends every session and link that the policy in force refuses, and waits for their nodedown.
+%% Returns the peers that are still up at the deadline.
+-spec enforce(TimeoutMs :: pos_integer()) -> [binary()].
+enforce(TimeoutMs) ->
+    distsec_links:end_sessions(fun(Session) -> element(1, decide(Session)) =:= deny end),
+    gen_server:call(?MODULE, audit, TimeoutMs),
+    Deadline = erlang:monotonic_time(millisecond) + TimeoutMs,
+    await_down(fun() -> [P || #{verdict := deny, peer := P} <- distsec_links:all()] end, Deadline).
+
+%% Ends one link; the policy may let it come back.
+-spec disconnect(binary(), TimeoutMs :: pos_integer()) -> ok | not_connected | still_up.
+disconnect(Peer, TimeoutMs) ->
+    case [Node || Node <- nodes(connected), atom_to_binary(Node, utf8) =:= Peer] of
+        [] ->
+            not_connected;
+        [Node] ->
+            gen_server:cast(?MODULE, {kick, Node}),
+            Deadline = erlang:monotonic_time(millisecond) + TimeoutMs,
+            case await_down(fun() -> [P || #{peer := P} <- distsec_links:all(), P =:= Peer] end,
+                            Deadline) of
+                [] -> ok;
+                _ -> still_up
+            end
+    end.
+
+await_down(Left, Deadline) ->
+    case {Left(), erlang:monotonic_time(millisecond) < Deadline} of
+        {[], _} -> [];
+        {Peers, false} -> Peers;
+        {_, true} -> receive after 1 -> await_down(Left, Deadline) end
+    end.
+
+%% ---- gen_server --------------------------------------------------------------------------------
+
+-spec init([]) -> {ok, state(), {continue, subscribe}}.
+init([]) ->
+    process_flag(priority, high),
+    {ok, #{subscribed => false, kickers => #{}}, {continue, subscribe}}.
+
+-spec handle_continue(subscribe, state()) -> {noreply, state()}.
+handle_continue(subscribe, State) ->
+    {noreply, subscribe(State)}.
+
+%% Starts before net_kernel does; tries until it is there. Nodes that came up before the
+%% subscription are audited like later ones.
+subscribe(State) ->
+    try net_kernel:monitor_nodes(true, [{node_type, all}, nodedown_reason]) of
+        ok ->
+            erlang:send_after(?AUDIT_EVERY_MS, self(), audit),
+            audit(State#{subscribed := true});
+        _ ->
+            again(State)
+    catch
+        exit:_ -> again(State)
+    end.
+
+again(State) ->
+    erlang:send_after(?SUBSCRIBE_EVERY_MS, self(), subscribe),
+    State.
+
+-spec handle_call(audit, gen_server:from(), state()) -> {reply, ok, state()}.
+handle_call(audit, _From, State) ->
+    {reply, ok, audit(State)}.
+
+-spec handle_cast({kick, node()}, state()) -> {noreply, state()}.
+handle_cast({kick, Node}, State) ->
+    {noreply, kick(Node, State)}.
+
+-spec handle_info(term(), state()) -> {noreply, state()}.
+handle_info({Event, Node, _}, State)
+  when Node =:= node(), Event =:= nodeup orelse Event =:= nodedown ->
+    {noreply, State}; % this node itself, when the distribution starts
+handle_info({nodeup, Node, Facts}, State) ->
+    {noreply, up(Node, proplists:get_value(node_type, Facts, visible), State)};
+handle_info({nodedown, Node, Facts}, State) ->
+    {noreply, down(Node, proplists:get_value(nodedown_reason, Facts), State)};
+handle_info({details, Node, Since, Details}, State) ->
+    %% The link may have gone or come again meanwhile.
+    case distsec_links:find(Node) of
+        {ok, #{since_ms := Since} = Link} -> announce(Node, maps:merge(Link, Details));
+        _ -> ok
+    end,
+    {noreply, State};
+handle_info(subscribe, State) ->
+    {noreply, subscribe(State)};
+handle_info(audit, State) ->
+    erlang:send_after(?AUDIT_EVERY_MS, self(), audit),
+    distsec_links:sweep(),
+    {noreply, audit(State)};
+handle_info({'DOWN', _, process, Pid, _}, #{kickers := Kickers} = State) ->
+    {noreply, State#{kickers := maps:filter(fun(_, P) -> P =/= Pid end, Kickers)}};
+handle_info(_, State) ->
+    {noreply, State}.
+
+%% ---- links -------------------------------------------------------------------------------------
+
+up(Node, NodeType, State) ->
+    {Link0, Session} = distsec_links:describe(Node, NodeType),
+    Started = erlang:monotonic_time(),
+    Decision = decide(Link0),
+    count(Link0, Decision, erlang:monotonic_time() - Started),
+    Link = judged(Link0, Decision),
+    distsec_links:put(Node, Link),
+    case Decision of
+        {allow, _} ->
+            details(Node, Link, Session),
+            State;
+        {deny, _, _} ->
+            distsec_report:critical(violation, #{link => Link}),
+            kick(Node, State)
+    end.
+
+%% A link is announced when its details are there, or cannot be had.
+details(Node, #{since_ms := Since}, undefined) ->
+    self() ! {details, Node, Since, #{}};
+details(Node, #{since_ms := Since}, Session) ->
+    Watch = self(),
+    spawn(fun() -> Watch ! {details, Node, Since, distsec_links:tls_details(Session)} end).
+
+announce(Node, Link) ->
+    distsec_links:put(Node, Link),
+    distsec_report:critical(link_up, #{link => Link}).
+
+down(Node, Why, State) ->
+    case distsec_links:take(Node) of
+        {ok, Link} ->
+            distsec_report:critical(link_down, #{link => Link,
+                                                 detail => distsec_report:text(Why)}),
+            distsec_connect:lost(maps:get(peer, Link));
+        error ->
+            ok
+    end,
+    State.
+
+%% Every link that is up, against the policy that is in force now.
+audit(#{subscribed := false} = State) ->
+    State;
+audit(State) ->
+    lists:foldl(fun audit_node/2, State, nodes(connected)).
+
+audit_node(Node, State) ->
+    case distsec_links:find(Node) of
+        error ->
+            NodeType = case lists:member(Node, nodes(hidden)) of
+                           true -> hidden;
+                           false -> visible
+                       end,
+            up(Node, NodeType, State);
+        {ok, #{verdict := Verdict} = Link} ->
+            case {Verdict, decide(Link)} of
+                {allow, {allow, _}} ->
+                    State;
+                {deny, _} ->
+                    kick(Node, State);
+                {allow, {deny, _, _} = Decision} ->
+                    %% The policy changed, or the certificate's time ran out: no violation, but
+                    %% the link ends. Its nodedown is the event.
+                    distsec_links:put(Node, judged(Link, Decision)),
+                    kick(Node, State)
+            end
+    end.
+
+decide(#{identity := Identity, direction := Direction} = Shown) ->
+    distsec_policy:decide(
+      #{direction => case Direction of undefined -> in; _ -> Direction end,
+        identities => [Identity || Identity =/= undefined],
+        serial => maps:get(serial, Shown), not_after => maps:get(not_after, Shown),
+        name => maps:get(peer, Shown, undefined), hidden => maps:get(hidden, Shown, undefined),
+        now => os:system_time(second)},
+      distsec_policy:in_force()).
+
+judged(Link, {allow, Rule}) ->
+    Link#{verdict => allow, reason => undefined, rule => Rule};
+judged(Link, {deny, Reason, Rule}) ->
+    Link#{verdict => deny, reason => Reason, rule => Rule}.
+
+count(#{direction := out}, Decision, Took) ->
+    distsec_count:check(link_out, element(1, Decision), Took);
+count(_, Decision, Took) ->
+    distsec_count:check(link_in, element(1, Decision), Took).
+
+%% erlang:disconnect_node/1 at nodeup may answer false, with the peer still connected, because
+%% net_kernel has not marked the connection up yet. So it is asked again until the node is down.
+kick(Node, #{kickers := Kickers} = State) ->
+    case Kickers of
+        #{Node := _} ->
+            State;
+        _ ->
+            {Pid, _} = spawn_opt(fun() -> kick_until_down(Node) end, [monitor, {priority, max}]),
+            State#{kickers := Kickers#{Node => Pid}}
+    end.
+
+kick_until_down(Node) ->
+    _ = erlang:disconnect_node(Node),
+    case lists:member(Node, nodes(connected)) of
+        true -> receive after ?KICK_EVERY_MS -> kick_until_down(Node) end;
+        false -> ok
+    end.

@@ -1,0 +1,58 @@
+-module(distsec_guard_tests).
+-include_lib("eunit/include/eunit.hrl").
+
+guard() ->
+    #{version => 1, node => <<"a@127.0.0.1">>, cluster => <<"demo">>, proto_dist => "inet_tls",
+      optfile => <<"/d/dist.conf">>, optfile_sha256 => <<"ab">>, interface => {127, 0, 0, 1},
+      port => 9100, policy_key => <<>>}.
+
+arguments() ->
+    [{distsec_dir, ["/d"]}, {name, ["a@127.0.0.1"]}, {proto_dist, ["inet_tls"]},
+     {ssl_dist_optfile, ["/d/dist.conf"]}, {epmd_module, ["distsec_epmd"]}, {no_epmd, ["false"]}].
+
+found(Arguments) ->
+    #{arguments => Arguments, interface => {127, 0, 0, 1}, optfile_sha256 => <<"ab">>}.
+
+accepts_what_the_orchestrator_wrote_test() ->
+    ?assertEqual(ok, distsec_guard:check(guard(), found(arguments()))).
+
+accepts_its_own_name_twice_test() ->
+    ?assertEqual(ok, distsec_guard:check(guard(), found(arguments() ++ [{name, ["a@127.0.0.1"]}]))).
+
+refuses_what_the_node_adds_test_() ->
+    [?_assertMatch({error, Code, _}, distsec_guard:check(guard(), found(arguments() ++ [Added])))
+     || {Code, Added} <- [{proto_dist, {proto_dist, ["inet_tcp"]}},
+                          {proto_dist, {proto_dist, ["inet_tls"]}},
+                          {ssl_dist_optfile, {ssl_dist_optfile, ["/x"]}},
+                          {ssl_dist_opt, {ssl_dist_opt, ["server_verify", "verify_none"]}},
+                          {setcookie, {setcookie, ["x"]}},
+                          {setcookie, {setcookie, ["b@h", "x"]}},
+                          {no_epmd, {no_epmd, []}},
+                          {dist_listen, {dist_listen, ["false"]}},
+                          {name, {name, ["b@127.0.0.1"]}},
+                          {name, {sname, ["b"]}}]].
+
+refuses_what_is_missing_test_() ->
+    [?_assertMatch({error, Code, _},
+                   distsec_guard:check(guard(), found(lists:keydelete(Flag, 1, arguments()))))
+     || {Code, Flag} <- [{proto_dist, proto_dist}, {ssl_dist_optfile, ssl_dist_optfile},
+                         {epmd_module, epmd_module}, {no_epmd, no_epmd}, {name, name}]].
+
+refuses_another_interface_test() ->
+    ?assertMatch({error, interface, _},
+                 distsec_guard:check(guard(), (found(arguments()))#{interface => {0, 0, 0, 0}})).
+
+refuses_an_optfile_that_was_changed_test() ->
+    ?assertMatch({error, optfile_changed, _},
+                 distsec_guard:check(guard(), (found(arguments()))#{optfile_sha256 => <<"cd">>})).
+
+in_development_there_is_no_optfile_test() ->
+    Guard = (guard())#{proto_dist => "inet_tcp", optfile => undefined,
+                       optfile_sha256 => undefined},
+    Arguments = lists:keyreplace(proto_dist, 1, lists:keydelete(ssl_dist_optfile, 1, arguments()),
+                                 {proto_dist, ["inet_tcp"]}),
+    Found = (found(Arguments))#{optfile_sha256 => undefined},
+    ?assertEqual(ok, distsec_guard:check(Guard, Found)),
+    Optfile = Arguments ++ [{ssl_dist_optfile, ["/d/dist.conf"]}],
+    ?assertMatch({error, ssl_dist_optfile, _},
+                 distsec_guard:check(Guard, Found#{arguments => Optfile})).
