@@ -130,11 +130,10 @@ up(Node, NodeType, State) ->
     end.
 
 %% A link is announced when its details are there, or cannot be had.
-details(Node, #{since_ms := Since}, undefined) ->
-    self() ! {details, Node, Since, #{}};
 details(Node, #{since_ms := Since}, Session) ->
     Watch = self(),
-    spawn(fun() -> Watch ! {details, Node, Since, distsec_links:tls_details(Session)} end).
+    _ = spawn(fun() -> Watch ! {details, Node, Since, distsec_links:tls_details(Session)} end),
+    ok.
 
 announce(Node, Link) ->
     distsec_links:put(Node, Link),
