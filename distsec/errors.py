@@ -133,6 +133,13 @@ class CommandFailed(DistsecError):
 
 
 class ProtocolError(DistsecError):
-    """Bytes from an agent that no honest agent sends (EX_PROTOCOL); ends that connection and nothing else."""
+    """Bytes from an agent that no honest agent sends (EX_PROTOCOL); ends that connection and nothing else.
+
+    `reason` is one of beam.messages.AgentRefusal, the label that it is counted under.
+    """
 
     exit_code = 76
+
+    def __init__(self, what: str, *, reason: str = "protocol", where: str = "", do: str = "") -> None:
+        self.reason = reason
+        super().__init__(what, where=where, do=do)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from distsec.model.names import NodeName
 
 PROVEN_RELEASES = frozenset({25, 27, 29})
-"""OTP releases that the test-suite proves. Another at or above the oldest runs as `unproven`. The one place."""
+"""Releases of OTP that the tests prove. Another, above the oldest, runs as `unproven`. The one place."""
 
 OLDEST_RELEASE = min(PROVEN_RELEASES)
 
@@ -39,18 +39,23 @@ class OnExit(StrEnum):
     STOP = "stop"
 
 
+def _nothing() -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """A `[[nodes]]` table: what is started, and how it is kept up. Durations are seconds."""
 
     name: NodeName
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # empty: something else starts it, and it is only watched and guarded
     port: int | None = None
     address: str = "127.0.0.1"  # what its distribution listens on, and where local peers dial it
     restart: RestartPolicy = RestartPolicy.ALWAYS
     restart_intensity: int = 5
     restart_period_seconds: float = 60.0
-    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    # May hold secrets of the application, so it is not shown; and a mapping has no hash.
+    environment: Mapping[str, str] = field(default_factory=_nothing, repr=False, hash=False)
     working_directory: str | None = None
     user: str | None = None
 
@@ -66,7 +71,7 @@ class PeerSpec:
 
 @dataclass(frozen=True, slots=True)
 class CliRuleSpec:
-    """A `[[security.distribution.rules]]` table of kind `cli`; `identity` None: every identity of kind cli."""
+    """A `[[security.distribution.rules]]` table of kind cli; `identity` None: every identity of that kind."""
 
     names: tuple[str, ...]
     identity: str | None = None
@@ -82,7 +87,7 @@ class NotEnforced:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """The whole configuration. Paths are absolute; `metrics_listen` is (host, port), port 0: assigned by the system."""
+    """The whole configuration. Paths are absolute; `metrics_listen` is (host, port); port 0: any free one."""
 
     name: str
     config_file: str
@@ -135,7 +140,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One distribution link of a managed node. TLS fields are None where the carrier has none or cannot tell."""
+    """One distribution link of a managed node. TLS fields are None where the carrier has or tells none."""
 
     peer: str
     address: str | None

@@ -1,14 +1,17 @@
 """Security events: the six of the field, and what happens to nodes, agents and policies.
 
-One event, one object, from the handshake to the log. `reason` is always enumerated; free text lives in `detail`,
-which is bounded and escaped before anybody prints it. Who reported and when is stamped by the orchestrator.
+One event, one object, from the handshake to the log. `reason` is always enumerated; free text lives in
+`detail`, which is bounded and escaped before anybody prints it. Who reported and when is stamped by the
+orchestrator.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Any
+
+from distsec.model.text import escape
 
 
 class Severity(IntEnum):
@@ -23,7 +26,7 @@ class Severity(IntEnum):
 class EventType(StrEnum):
     NODE_CONNECTION_ATTEMPT = "NodeConnectionAttempt"  # of a listed or unlisted peer; result allow|deny
     CERTIFICATE_VALIDATION_FAILED = "CertificateValidationFailed"
-    UNAUTHORIZED_ACCESS = "UnauthorizedAccess"  # a valid certificate that the policy refuses, or an unlisted link
+    UNAUTHORIZED_ACCESS = "UnauthorizedAccess"  # a valid certificate that is refused, or an unlisted link
     RATE_LIMIT_EXCEEDED = "RateLimitExceeded"
     MESSAGE_SIGNATURE_INVALID = "MessageSignatureInvalid"  # a policy or an agent's proof that does not verify
     CERTIFICATE_ROTATED = "CertificateRotated"
@@ -38,6 +41,21 @@ class EventType(StrEnum):
     POLICY_APPLIED = "PolicyApplied"
     EVENTS_DROPPED = "EventsDropped"
     CONFIGURATION_RELOADED = "ConfigurationReloaded"
+
+
+REFUSAL_TYPES = frozenset(
+    {
+        EventType.NODE_CONNECTION_ATTEMPT,
+        EventType.CERTIFICATE_VALIDATION_FAILED,
+        EventType.UNAUTHORIZED_ACCESS,
+        EventType.RATE_LIMIT_EXCEEDED,
+    }
+)
+"""What the refusal of a peer is reported as; which of them depends on its reason."""
+
+
+TEXT_LIMIT = 1024
+"""Characters kept of one text of an event: an identity may be longer than a node name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +78,29 @@ class SecurityEvent:
     launch: str | None = None
     sequence: int | None = None
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether a peer was kept out. A link that is up and should not be is no refusal but a violation."""
+        return self.result == "deny" and self.severity < Severity.CRITICAL and self.type in REFUSAL_TYPES
+
+    @property
+    def is_violation(self) -> bool:
+        """Whether a link was up that should not have been."""
+        return (
+            self.result == "deny"
+            and self.severity >= Severity.CRITICAL
+            and self.type is EventType.UNAUTHORIZED_ACCESS
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: fields that are None are left out; `severity` by name."""
-        fields = {key: value for key, value in asdict(self).items() if value is not None}
-        fields["type"] = str(self.type)
-        fields["severity"] = self.severity.name.lower()
-        return fields
+        """For JSON, in the order of the fields; None is left out, `severity` by name, every text escaped."""
+        out: dict[str, Any] = {}
+        for name in _FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                out[name] = escape(value, TEXT_LIMIT) if isinstance(value, str) else value
+        out["severity"] = self.severity.name.lower()
+        return out
+
+
+_FIELDS = tuple(field.name for field in fields(SecurityEvent))

@@ -1,9 +1,9 @@
 """Node names, the identities that go with them, and the directory each is kept in.
 
-A node name is `name@host`. Erlang takes `[0-9A-Za-z_-]+` before the @ (net_kernel:valid_name_head/1) and almost
-anything after it; SPIFFE takes letters, digits, `.`, `-` and `_` in a path segment (SPIFFE-ID, section 2.2). The
-intersection is what is accepted here: a host is a DNS name, an IPv4 or an IPv6 literal. An IPv6 literal's `:` is
-written `_` in the identity, which no host name holds, so the encoding is reversible.
+A node name is `name@host`. Erlang takes `[0-9A-Za-z_-]+` before the @ (net_kernel:valid_name_head/1) and
+almost anything after it; SPIFFE takes letters, digits, `.`, `-` and `_` in a path segment (SPIFFE-ID, section
+2.2). The intersection is what is accepted here: a host is a DNS name, an IPv4 or an IPv6 literal. An IPv6
+literal's `:` is written `_` in the identity, which no host name holds, so the encoding is reversible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ MAX_NAME_BYTES = 255
 """The longest atom (MAX_ATOM_CHARACTERS in erts/emulator/beam/atom.h), and NAME_MAX of Linux file systems."""
 
 _HEAD = re.compile(r"[0-9A-Za-z_-]{1,64}")
-_HOST = re.compile(r"(?=.{1,180}\Z)[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?(\.[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?)*")
+_HOST = re.compile(
+    r"(?=.{1,180}\Z)[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?(\.[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?)*"
+)
+_DOTTED_NUMBER = re.compile(r"(.*\.)(0[xX][0-9a-fA-F]*|[0-9]+)")
+"""A host whose last label is a number: inet_aton(3), and so a resolver, reads `127.1` as an address."""
 _TRUST_DOMAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -43,8 +47,13 @@ class NodeName:
             )
         if not (_HOST.fullmatch(host) or _is_ipv6(host)):
             raise NameInvalid(
-                f"{shown}: the part after the @ must be a host name or an IP address that a SPIFFE ID can carry",
+                f"{shown}: the part after the @ must be a host name or IP address that a SPIFFE ID can carry",
                 do="use letters, digits, dots and hyphens",
+            )
+        if _DOTTED_NUMBER.fullmatch(host) and _ip(host) is None:
+            raise NameInvalid(
+                f"{shown}: the part after the @ looks like an IPv4 address and is none",
+                do="write all four numbers, each from 0 to 255 and without leading zeros",
             )
         if len(text) > MAX_NAME_BYTES:
             raise NameInvalid(f"{shown} is longer than {MAX_NAME_BYTES} bytes", do="choose a shorter name")
@@ -60,30 +69,31 @@ class NodeName:
 
     @property
     def ip(self) -> str | None:
-        """The host as an IP literal, or None where it is a DNS name."""
-        try:
-            return str(ipaddress.ip_address(self.host))
-        except ValueError:
-            return None
+        """The host as an IP literal in its shortest form, or None where it is a DNS name."""
+        return _ip(self.host)
 
     def identity(self, trust_domain: str) -> str:
         """The SPIFFE ID of this node: `spiffe://<trust domain>/node/<host>/<name>`."""
         return f"spiffe://{trust_domain}/node/{self.host.replace(':', '_')}/{self.head}"
 
 
-def _is_ipv6(host: str) -> bool:
+def _ip(host: str) -> str | None:
     try:
-        return "%" not in host and ipaddress.ip_address(host).version == 6
+        return str(ipaddress.ip_address(host))
     except ValueError:
-        return False
+        return None
+
+
+def _is_ipv6(host: str) -> bool:
+    return "%" not in host and ":" in (_ip(host) or "")
 
 
 def check_trust_domain(text: str) -> str:
-    """Returns `text` if it can be the trust domain of a SPIFFE ID (SPIFFE-ID, section 2.1), else raises NameInvalid."""
+    """Returns `text` if it can be a SPIFFE trust domain (SPIFFE-ID, section 2.1), else raises NameInvalid."""
     if not _TRUST_DOMAIN.fullmatch(text):
         raise NameInvalid(
-            f"{ascii(text[:80])} cannot be a cluster name",
-            do="use 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit (it becomes the SPIFFE trust domain)",
+            f"{text[:80]!a} cannot be a cluster name",
+            do="use 1 to 63 of a-z 0-9 . _ - beginning with a letter or digit (a SPIFFE trust domain)",
         )
     return text
 
@@ -95,7 +105,23 @@ def glob_matches(pattern: str, name: str) -> bool:
     """
     pattern_head, _, pattern_host = pattern.partition("@")
     head, at, host = name.partition("@")
-    if not at or not head or host != pattern_host or "@" in host:
+    if not at or not head or not host or host != pattern_host or "@" in host:
         return False
-    expression = ".*".join(re.escape(piece) for piece in pattern_head.split("*"))
-    return re.fullmatch(expression, head, re.DOTALL) is not None
+    return _star_matches(pattern_head, head)
+
+
+def _star_matches(pattern: str, text: str) -> bool:
+    """`*` is any run of characters. Linear, where a regular expression of many `.*` would backtrack."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return pattern == text
+    *middle, last = rest
+    if not text.startswith(first):
+        return False
+    position = len(first)
+    for piece in middle:  # the leftmost fit of each piece leaves the most room for those after it
+        found = text.find(piece, position)
+        if found < 0:
+            return False
+        position = found + len(piece)
+    return len(text) - position >= len(last) and text.endswith(last)

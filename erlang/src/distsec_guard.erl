@@ -49,9 +49,9 @@ first([]) ->
 once(_Flag, [[Expected]], Expected) ->
     ok;
 once(Flag, [], Expected) ->
-    differs(Flag, "-~s ~s is missing", [Flag, Expected]);
+    differs(Flag, "-~s ~ts is missing", [Flag, Expected]);
 once(Flag, Values, Expected) ->
-    differs(Flag, "-~s must be given once, as ~s, and is given as ~0p; take it out of the command, "
+    differs(Flag, "-~s must be given once, as ~ts, and is given as ~0p; take it out of the command, "
             "vm.args, args_file, ERL_FLAGS or ERL_ZFLAGS", [Flag, Expected, Values]).
 
 optfile(#{optfile := undefined}, Values, _) ->
@@ -93,8 +93,8 @@ differs(Code, Format, Arguments) ->
     {error, Code, lists:flatten(io_lib:format(Format, Arguments))}.
 
 path(Path) ->
-    %% As init shows an argument: code points where the bytes are UTF-8, else the bytes.
-    case unicode:characters_to_list(Path) of
+    %% As init shows an argument: in the encoding of the locale (init:b2s/1), so that it compares.
+    case unicode:characters_to_list(Path, file:native_name_encoding()) of
         List when is_list(List) -> List;
         _ -> binary_to_list(Path)
     end.

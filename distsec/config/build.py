@@ -1,0 +1,89 @@
+"""From a document that has passed every check to the frozen values that the program works with. Pure."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from types import MappingProxyType
+from typing import Any
+
+from distsec.config.defaults import absolute, cluster_name, listens_on, metrics_listen, state_dir
+from distsec.config.report import Report
+from distsec.config.schema import (
+    Certificates,
+    Cluster,
+    Distribution,
+    Document,
+    Logging,
+    Node,
+    Peer,
+    Rule,
+    Security,
+    Table,
+)
+from distsec.model.cluster import Carrier, CliRuleSpec, ClusterSpec, Mode, NodeSpec, PeerSpec
+
+
+def build(document: Document, config_file: str, mode: Mode, carrier: Carrier, report: Report) -> ClusterSpec:
+    """The spec; `document` has no problems (so that nothing in it is None but what was not given)."""
+    cluster, directory = document.cluster or Cluster(), str(PurePath(config_file).parent)
+    distribution = (document.security or Security()).distribution or Distribution()
+    optional = _given(
+        cluster,
+        "on_exit",
+        "start_deadline_seconds",
+        "stop_deadline_seconds",
+        "acknowledge_deadline_seconds",
+        "start_parallel",
+    )
+    if distribution.connect:
+        optional["connect"] = str(distribution.connect)
+    if (document.logging or Logging()).max_bytes:
+        optional["log_max_bytes"] = (document.logging or Logging()).max_bytes
+    if (document.certificates or Certificates()).days:
+        optional["certificate_days"] = (document.certificates or Certificates()).days
+    return ClusterSpec(
+        name=cluster_name(document),
+        config_file=config_file,
+        state_dir=state_dir(document, directory),
+        mode=mode,
+        carrier=carrier,
+        allowed_nodes=tuple(dict.fromkeys(name for name in distribution.allowed_nodes or () if name)),
+        nodes=tuple(_node(node, directory) for node in document.nodes or () if node),
+        peers=tuple(_peer(peer) for peer in document.peers or () if peer),
+        rules=tuple(_rule(rule) for rule in distribution.rules or () if rule),
+        listen_ports=distribution.listen_ports,
+        metrics_listen=metrics_listen(document),
+        not_enforced=report.unbuilt(),
+        warnings=report.warnings(),
+        **optional,
+    )
+
+
+def _node(node: Node, directory: str) -> NodeSpec:
+    assert node.name is not None
+    optional = _given(node, "restart", "restart_intensity", "restart_period_seconds", "user")
+    if node.working_directory:
+        optional["working_directory"] = absolute(node.working_directory, directory)
+    environment = {name: value for name, value in (node.environment or {}).items() if value is not None}
+    return NodeSpec(
+        name=node.name,
+        command=tuple(argument for argument in node.command or () if argument is not None),
+        port=node.port,
+        address=listens_on(node),
+        environment=MappingProxyType(environment),
+        **optional,
+    )
+
+
+def _peer(peer: Peer) -> PeerSpec:
+    assert peer.name is not None and peer.address is not None and peer.port is not None
+    return PeerSpec(peer.name, peer.address, peer.port)
+
+
+def _rule(rule: Rule) -> CliRuleSpec:
+    return CliRuleSpec(tuple(name for name in rule.names or () if name), rule.identity)
+
+
+def _given(table: Table, *keys: str) -> dict[str, Any]:
+    """Those keys that the file gives, so that what it does not give has the default of the value class."""
+    return {key: getattr(table, key) for key in keys if getattr(table, key) is not None}

@@ -1,0 +1,256 @@
+"""JSON over HTTP on the control socket. A thin adapter: it knows who calls and turns bytes into values and
+back.
+
+Only root and the orchestrator's own user get an answer, and no process below a managed node does, even
+where nodes share the user: a compromised node must not allow its friends. Who calls is told by the kernel
+(SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from distsec import __version__
+from distsec.beam.unix_socket import Listening, ProcessHandle, listen, peer_credentials
+from distsec.control.service import Service, event_document
+from distsec.control.wire import JSON_LINES, MAX_REQUEST_BYTES, SCHEMA, error_document
+from distsec.errors import (
+    CommandFailed,
+    ConfigError,
+    DistsecError,
+    NameInvalid,
+    NotAcknowledged,
+    NotFound,
+    PermissionRefused,
+    Unavailable,
+    UsageError,
+)
+from distsec.observe.bus import Follower
+
+MAX_FOLLOWERS = 32
+KEEP_ALIVE_SECONDS = 5.0
+QUIET_SECONDS = 15.0
+"""After so long without an event a follower is sent an empty line."""
+
+IsManaged = Callable[[int], bool]
+OnFailure = Callable[[str, BaseException], object]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_HTTP_STATUS: tuple[tuple[type[DistsecError], int], ...] = (
+    (UsageError, 400),
+    (NameInvalid, 400),
+    (PermissionRefused, 403),
+    (NotFound, 404),
+    (NotAcknowledged, 409),
+    (ConfigError, 422),
+    (Unavailable, 503),
+)
+
+
+class ControlServer:
+    """Serves `service` at `path`. `is_managed(pid)` says whether a process descends from a managed node;
+    `on_failure(what, error)` hears of bugs, of which the caller is told no more than that there was one."""
+
+    def __init__(self, service: Service, path: Path, *, is_managed: IsManaged, on_failure: OnFailure) -> None:
+        self._service = service
+        self._path = path
+        self._is_managed = is_managed
+        self._on_failure = on_failure
+        self._followers: set[Follower] = set()
+        self._runner: web.AppRunner | None = None
+        self._listening: Listening | None = None
+
+    async def start(self) -> None:
+        """Listens. Raises StoreError where the socket cannot be made, PortInUse where another one answers."""
+        app = web.Application(middlewares=[self._answer], client_max_size=MAX_REQUEST_BYTES)
+        app.add_routes(
+            [
+                web.get("/v1/health", self._health),
+                web.get("/v1/status", self._status),
+                web.post("/v1/nodes/{action}", self._nodes),
+                web.post("/v1/policy/allow", self._allow),
+                web.post("/v1/policy/deny", self._deny),
+                web.post("/v1/reload", self._reload),
+                web.get("/v1/events", self._events),
+                web.get("/v1/env/{node}", self._environment),
+            ]
+        )
+        self._listening = listen(self._path)
+        # handler_cancellation stays off: a command that was taken is carried out though its caller goes away.
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS, shutdown_timeout=1.0
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listening.socket).start()
+
+    async def close(self) -> None:
+        """Ends what is open within about a second, and removes the socket. May be called twice."""
+        for follower in tuple(self._followers):
+            follower.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+
+    # ---- around every request ----------
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._admit(request)
+            return await handler(request)
+        except DistsecError as error:
+            status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+            return web.json_response(error_document(error), status=status)
+        except web.HTTPException as error:
+            refusal = UsageError(
+                f"the control socket does not know this request: {error.reason}",
+                do="is the client of another version?",
+            )
+            return web.json_response(error_document(refusal), status=error.status)
+        except Exception as error:
+            self._on_failure(f"{request.method} {request.path}", error)
+            failure = CommandFailed("the orchestrator failed at this command", do="look into its log")
+            return web.json_response(error_document(failure), status=500)
+
+    def _admit(self, request: web.Request) -> None:
+        """Raises PermissionRefused unless the kernel says that an operator is at the other end."""
+        connected = request.transport.get_extra_info("socket") if request.transport else None
+        if connected is None:
+            raise PermissionRefused("who calls is not known")
+        pid, uid = peer_credentials(connected)
+        if uid not in {0, os.geteuid()}:
+            raise PermissionRefused(
+                f"uid {uid} may not control this orchestrator", do="use root or its own user"
+            )
+        if pid <= 0:  # of another pid namespace: it cannot be told from a managed node
+            raise PermissionRefused(
+                "the calling process is not visible here", do="call from the same namespace"
+            )
+        if self._is_managed(pid) or not _lives(pid):
+            # One that has ended may have left its connection to a managed node that was its parent.
+            raise PermissionRefused("a process of a managed node may not control the orchestrator")
+
+    # ---- requests ----------
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"schema": SCHEMA, "version": __version__, "pid": os.getpid()})
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._service.status())
+
+    async def _nodes(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "names", "all")
+        action = request.match_info["action"]
+        return web.json_response(await self._service.nodes(action, body.get("names"), body.get("all")))
+
+    async def _allow(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "name", "identity")
+        return web.json_response(await self._service.allow(body.get("name"), body.get("identity")))
+
+    async def _deny(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "name", "compromised")
+        return web.json_response(await self._service.deny(body.get("name"), body.get("compromised", False)))
+
+    async def _reload(self, request: web.Request) -> web.StreamResponse:
+        await _body(request)
+        return web.json_response(await self._service.reload())
+
+    async def _environment(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._service.environment(request.match_info["node"]))
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        since = _number(request, "since", 0.0)
+        after = int(_number(request, "after", 0))
+        limit = int(_number(request, "limit", -1))
+        wanted = None if limit < 0 else limit
+        if request.query.get("follow") != "1":
+            events = self._service.events(since=since, after=after, limit=wanted)
+            return web.json_response({"schema": SCHEMA, "events": events})
+        if len(self._followers) >= MAX_FOLLOWERS:
+            raise Unavailable(f"{MAX_FOLLOWERS} others follow the events already", do="end one of them")
+        async with self._service.follow() as follower:
+            self._followers.add(follower)
+            try:
+                # No await between the two: nothing is published in between, so nothing is lost or told twice.
+                begin = self._service.events(since=since, after=after, limit=wanted)
+                return await _stream(request, begin, follower)
+            finally:
+                self._followers.discard(follower)
+
+
+async def _stream(
+    request: web.Request, begin: list[dict[str, Any]], follower: Follower
+) -> web.StreamResponse:
+    """JSON lines: `begin`, then what happens, until the caller goes away or the orchestrator ends."""
+    response = web.StreamResponse(headers={"Content-Type": JSON_LINES})
+    await response.prepare(request)
+    try:
+        await response.write(b"".join(map(_line, begin)) or b"\n")
+        while True:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    first = await anext(follower)
+            except TimeoutError:
+                await response.write(b"\n")  # finds out whether somebody still reads
+                continue
+            lines = [_line(event_document(published)) for published in (first, *follower.waiting())]
+            if dropped := follower.take_dropped():
+                lines.insert(0, _line({"schema": SCHEMA, "dropped": dropped}))
+            await response.write(b"".join(lines))
+    except StopAsyncIteration:
+        await response.write_eof()
+    except ConnectionError:
+        pass  # the caller has seen enough
+    return response
+
+
+def _lives(pid: int) -> bool:
+    try:
+        handle = ProcessHandle(pid)
+    except OSError:
+        return False
+    try:
+        return not handle.ended()
+    finally:
+        handle.close()
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode() + b"\n"
+
+
+async def _body(request: web.Request, *known: str) -> dict[str, Any]:
+    """The JSON object of the request, {} if there is none. Raises UsageError for anything else, or unknown
+    keys."""
+    raw = await request.read()
+    try:
+        body = json.loads(raw) if raw else {}
+    except (ValueError, RecursionError):
+        raise UsageError("the request is no JSON") from None
+    if not isinstance(body, dict):
+        raise UsageError("the request is no JSON object")
+    unknown = sorted(set(body) - {*known, "schema"})
+    if unknown:
+        raise UsageError(f"unknown key {unknown[0][:40]!a}", do="is the client of another version?")
+    return body
+
+
+def _number(request: web.Request, key: str, default: float) -> float:
+    try:
+        value = float(request.query.get(key, default))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or abs(value) > 2**53:
+        raise UsageError(f"{key} is no number")
+    return value

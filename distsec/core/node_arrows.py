@@ -1,0 +1,340 @@
+"""What each arrow of `core.lifecycle.TABLE` does: (status, event, now, chance) → (next status, effects).
+
+Pure, like the table. An arrow that finds the event stale (another pid, another proof) changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from distsec.core.node_status import (
+    Adopted,
+    AgentConnected,
+    AskAgentToStop,
+    Effect,
+    Event,
+    ForgetProcess,
+    GuardDisproven,
+    GuardProven,
+    GuardRefused,
+    GuardUnclear,
+    NodeStatus,
+    Probe,
+    ProcessExited,
+    ProcessStarted,
+    Publish,
+    ScheduleTick,
+    SendKill,
+    SendTerm,
+    StartFailed,
+    StartProcess,
+    StopStage,
+    Then,
+    Why,
+)
+from distsec.model.cluster import NodeState, RestartPolicy
+from distsec.model.events import EventType, Severity
+
+BACKOFF_FIRST_SECONDS = 0.25
+BACKOFF_CAP_SECONDS = 30.0
+PROOF_RETRY_SECONDS = 0.25
+"""An unclear proof (the socket is not open yet, the probe found no answer) is tried again after this."""
+DOOM_SECONDS = 2.0
+"""What a node whose guard is not in force gets between TERM and KILL: it may be listening unguarded."""
+KILL_RETRY_SECONDS = 5.0
+
+
+Result = tuple[NodeStatus, tuple[Effect, ...]]
+Handler = Callable[[NodeStatus, Event, float, float], Result]
+
+
+def backoff_seconds(restarts: int, chance: float) -> float:
+    """The pause before restart number `restarts` (from 0): doubling, capped, half by chance (no herds)."""
+    whole = min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(restarts, 16))
+    return whole * (0.5 + 0.5 * chance)
+
+
+def start(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    if status.rules.external:  # never started from here; this only forgives what made it FATAL
+        if status.agent and status.pid is not None:
+            return external_seen(replace(status, restarts=()), AgentConnected(status.pid), now, chance)
+        return replace(status, state=NodeState.STOPPED, why=Why.EXTERNAL_GONE, detail="", restarts=()), ()
+    return _launch(replace(status, restarts=()))
+
+
+def _launch(status: NodeStatus) -> Result:
+    fresh = replace(
+        status, state=NodeState.STARTING, pid=None, agent=False, proven=False, due=None, stage=None,
+        then=Then.STOPPED, started=None, why=None, detail="",
+    )  # fmt: skip
+    return fresh, (StartProcess(),)
+
+
+def process_started(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, ProcessStarted)
+    if status.pid is not None:
+        return status, ()
+    due = now + status.rules.start_deadline_seconds
+    return (
+        replace(status, pid=event.pid, started=now, due=due),
+        (Publish(EventType.NODE_STARTED, Severity.INFO, detail=f"pid {event.pid}"),),
+    )
+
+
+def adopted(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, Adopted)
+    due = now + status.rules.start_deadline_seconds
+    after = replace(
+        status, state=NodeState.STARTING, pid=event.pid, started=now, due=due, agent=False, proven=False,
+        stage=None, then=Then.STOPPED, why=None, detail="",
+    )  # fmt: skip
+    return after, ()
+
+
+def start_failed(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, StartFailed)
+    if status.pid is not None:
+        return status, ()
+    if event.lasting:
+        return _fatal(status, Why.START_FAILED, event.text)
+    return _again(status, event.text, now, chance)
+
+
+def agent_connected(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """Proven anew after each hello: the process is the same, what it does may not be."""
+    if status.pid is None:
+        return status, ()
+    attempt = status.attempt + 1
+    return (
+        replace(status, agent=True, attempt=attempt, proven=False, unclear=False),
+        (Publish(EventType.AGENT_CONNECTED, Severity.INFO), Probe(attempt)),
+    )
+
+
+def agent_lost(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    if not status.agent:
+        return status, ()
+    lost = Publish(EventType.AGENT_LOST, Severity.NOTICE)
+    if status.rules.external and status.state is not NodeState.STOPPING:
+        gone = replace(_at_rest(status, NodeState.STOPPED), why=Why.EXTERNAL_GONE, detail="its agent is gone")
+        return gone, (lost,)
+    # The process lives and keeps its policy; the agent comes back by itself. A proof under way is void.
+    return replace(status, agent=False, unclear=False, attempt=status.attempt + 1), (lost,)
+
+
+def agent_gone_while_fatal(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return replace(status, agent=False, pid=None), ()
+
+
+def external_seen(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, AgentConnected)
+    if not status.rules.external:
+        return status, ()
+    attempt = status.attempt + 1
+    after = replace(
+        status, state=NodeState.STARTING, pid=event.pid, agent=True, proven=False, attempt=attempt,
+        started=now, due=now + status.rules.start_deadline_seconds, stage=None, then=Then.STOPPED, why=None,
+        detail="",
+    )  # fmt: skip
+    return after, (Publish(EventType.AGENT_CONNECTED, Severity.INFO), Probe(attempt))
+
+
+def external_seen_while_fatal(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """Remembered, so that the operator's start has something to prove; FATAL is not left by itself."""
+    assert isinstance(event, AgentConnected)
+    if not status.rules.external:
+        return status, ()
+    return replace(status, pid=event.pid, agent=True), (AskAgentToStop(),)
+
+
+def proven(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, GuardProven)
+    if event.attempt != status.attempt or not status.agent:
+        return status, ()
+    return replace(
+        status, state=NodeState.RUNNING, proven=True, unclear=False, due=None, why=None, detail=""
+    ), ()
+
+
+def unclear(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """Kept in mind and tried again on a Tick; in STARTING the start deadline stays the end of it."""
+    assert isinstance(event, GuardUnclear)
+    if event.attempt != status.attempt or not status.agent:
+        return status, ()
+    retry = now + PROOF_RETRY_SECONDS * (1 if status.state is NodeState.STARTING else 8)
+    return replace(status, unclear=True, detail=event.what), (ScheduleTick(retry),)
+
+
+def disproven(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, GuardDisproven)
+    if event.attempt != status.attempt:
+        return status, ()
+    return _doom(status, Why.CARRIER_NOT_IN_FORCE, event.what, now)
+
+
+def refused(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, GuardRefused)
+    text = f"{event.code}: {event.text}" if event.text else event.code
+    if status.pid is None:
+        return status, ()
+    return _doom(status, Why.GUARD_REFUSED, text, now)
+
+
+def _doom(status: NodeStatus, why: Why, text: str, now: float) -> Result:
+    after = replace(
+        status, state=NodeState.STOPPING, stage=StopStage.TERMINATED, then=Then.FATAL, due=now + DOOM_SECONDS,
+        proven=False, why=why, detail=text,
+    )  # fmt: skip
+    return after, (SendTerm(),)
+
+
+def tick_starting(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    if status.due is not None and now >= status.due:
+        what = status.detail or ("the guard is not proven" if status.agent else "no hello from its agent")
+        text = f"{what} within {status.rules.start_deadline_seconds:g} s"
+        return _doom(status, Why.CARRIER_NOT_IN_FORCE, text, now)
+    return _probe_again(status)
+
+
+def tick_running(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return _probe_again(status)
+
+
+def _probe_again(status: NodeStatus) -> Result:
+    """After an unclear proof only; `detail` goes on saying what was unclear."""
+    if status.agent and status.unclear:
+        attempt = status.attempt + 1
+        return replace(status, attempt=attempt, unclear=False), (Probe(attempt),)
+    return status, ()
+
+
+def stop(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    half = status.rules.stop_deadline_seconds / 2  # ask, then TERM: by stop_deadline_seconds it is KILLed
+    after = replace(
+        status, state=NodeState.STOPPING, then=Then.STOPPED, due=now + half, why=Why.OPERATOR, detail=""
+    )
+    if status.pid is None:  # a start is under way; its ProcessStarted is answered with TERM
+        return replace(after, stage=StopStage.TERMINATED), ()
+    if status.agent:
+        return replace(after, stage=StopStage.ASKED), (AskAgentToStop(),)
+    return replace(after, stage=StopStage.TERMINATED), (SendTerm(),)
+
+
+def stop_at_rest(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return replace(_at_rest(status, NodeState.STOPPED), why=Why.OPERATOR, detail=""), ()
+
+
+def stop_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """The operator's word counts over a start to follow; what made a node FATAL stays on record."""
+    return (status, ()) if status.then is Then.FATAL else (replace(status, then=Then.STOPPED), ())
+
+
+def start_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return replace(status, then=Then.START), ()
+
+
+def started_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, ProcessStarted)
+    if status.pid is not None:
+        return status, ()
+    half = status.rules.stop_deadline_seconds / 2
+    return replace(status, pid=event.pid, started=now, stage=StopStage.TERMINATED, due=now + half), (
+        SendTerm(),
+    )
+
+
+def failed_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return (status, ()) if status.pid is not None else _after_stop(status, ())
+
+
+def tick_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    if status.due is None or now < status.due:
+        return status, ()
+    if status.pid is None:  # still waiting for the start that is under way
+        return replace(status, due=now + KILL_RETRY_SECONDS), ()
+    if status.stage is StopStage.ASKED:
+        half = status.rules.stop_deadline_seconds / 2
+        return replace(status, stage=StopStage.TERMINATED, due=now + half), (SendTerm(),)
+    return replace(status, stage=StopStage.KILLED, due=now + KILL_RETRY_SECONDS), (SendKill(),)
+
+
+def agent_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return replace(status, agent=isinstance(event, AgentConnected)), ()
+
+
+def exited_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    assert isinstance(event, ProcessExited)
+    if event.pid != status.pid:
+        return status, ()
+    return _after_stop(status, (_gone(event), ForgetProcess(event.pid)))
+
+
+def _after_stop(status: NodeStatus, effects: tuple[Effect, ...]) -> Result:
+    match status.then:
+        case Then.START if not status.rules.external:
+            after, more = _launch(replace(status, restarts=()))
+            return after, effects + more
+        case Then.FATAL:
+            after = _at_rest(status, NodeState.FATAL)
+        case _:
+            after = _at_rest(status, NodeState.STOPPED)
+    return after, effects
+
+
+def exited(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """Nobody asked for this exit: the restart policy decides."""
+    assert isinstance(event, ProcessExited)
+    if event.pid != status.pid:
+        return status, ()
+    effects: tuple[Effect, ...] = (_gone(event), ForgetProcess(event.pid))
+    if status.rules.external:
+        gone = replace(_at_rest(status, NodeState.STOPPED), why=Why.EXTERNAL_GONE, detail=_exit_text(event))
+        return gone, effects
+    policy = status.rules.restart
+    if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and event.code == 0):
+        done = replace(_at_rest(status, NodeState.STOPPED), why=Why.EXITED, detail=_exit_text(event))
+        return done, effects
+    after, more = _again(status, _exit_text(event), now, chance)
+    return after, effects + more
+
+
+def _again(status: NodeStatus, text: str, now: float, chance: float) -> Result:
+    """BACKOFF, or FATAL where the restarts of the period are used up."""
+    recent = tuple(at for at in status.restarts if at > now - status.rules.restart_period_seconds)
+    if len(recent) >= status.rules.restart_intensity:
+        period = f"{status.rules.restart_period_seconds:g} s"
+        return _fatal(status, Why.FLAPPING, f"{text}; restarted {len(recent)} times within {period}")
+    after = replace(
+        _at_rest(status, NodeState.BACKOFF),
+        restarts=(*recent, now),
+        due=now + backoff_seconds(len(recent), chance),
+        why=Why.EXITED,
+        detail=text,
+    )
+    return after, ()
+
+
+def tick_backoff(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    return _launch(status) if status.due is not None and now >= status.due else (status, ())
+
+
+def _fatal(status: NodeStatus, why: Why, text: str) -> Result:
+    return replace(_at_rest(status, NodeState.FATAL), why=why, detail=text), ()
+
+
+def _at_rest(status: NodeStatus, state: NodeState) -> NodeStatus:
+    return replace(
+        status, state=state, pid=None, agent=False, proven=False, due=None, stage=None, then=Then.STOPPED,
+        started=None, unclear=False, attempt=status.attempt + 1,
+    )  # fmt: skip
+
+
+def _gone(event: ProcessExited) -> Publish:
+    return Publish(EventType.NODE_STOPPED, Severity.INFO, detail=_exit_text(event))
+
+
+def _exit_text(event: ProcessExited) -> str:
+    if event.code is None:
+        return "exited, status unknown"
+    return f"ended by signal {-event.code}" if event.code < 0 else f"exited with status {event.code}"

@@ -1,0 +1,245 @@
+"""The words of `core.lifecycle`: a node's status, what can happen to it, and what is to be done about it.
+
+Values only. Events are in the past tense, effects in the imperative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from distsec.model.cluster import NodeSpec, NodeState, RestartPolicy
+from distsec.model.events import EventType, Severity
+
+
+class Why(StrEnum):
+    """Why a node is not RUNNING; what `status` shows beside STOPPED, BACKOFF and FATAL."""
+
+    NOT_STARTED = "not_started"
+    OPERATOR = "operator"
+    EXITED = "exited"
+    CARRIER_NOT_IN_FORCE = "carrier_not_in_force"
+    GUARD_REFUSED = "guard_refused"
+    FLAPPING = "flapping"
+    START_FAILED = "start_failed"
+    EXTERNAL_GONE = "external_gone"  # a node that something else starts is not there
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration says about one node's life. `external`: something else starts it. Seconds."""
+
+    external: bool = False
+    restart: RestartPolicy = RestartPolicy.ALWAYS
+    restart_intensity: int = 5
+    restart_period_seconds: float = 60.0
+    start_deadline_seconds: float = 30.0
+    stop_deadline_seconds: float = 20.0
+
+    @classmethod
+    def of(cls, node: NodeSpec, *, start_deadline_seconds: float, stop_deadline_seconds: float) -> Rules:
+        return cls(
+            external=not node.command,
+            restart=node.restart,
+            restart_intensity=node.restart_intensity,
+            restart_period_seconds=node.restart_period_seconds,
+            start_deadline_seconds=start_deadline_seconds,
+            stop_deadline_seconds=stop_deadline_seconds,
+        )
+
+
+class StopStage(StrEnum):
+    """How far a stop has got; each stage has a deadline, after which the next one follows."""
+
+    ASKED = "asked"  # init:stop/0 through the agent
+    TERMINATED = "terminated"  # TERM to the process group
+    KILLED = "killed"  # KILL to the process group
+
+
+class Then(StrEnum):
+    """What a node that is STOPPING becomes when its process is gone."""
+
+    STOPPED = "stopped"
+    START = "start"
+    FATAL = "fatal"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Everything that decides what a node does next. Times are seconds of the clock of `now`."""
+
+    rules: Rules = Rules()
+    state: NodeState = NodeState.STOPPED
+    pid: int | None = None  # of the process that lives; None in STARTING: a start is under way
+    agent: bool = False  # whether its agent is connected
+    proven: bool = False  # whether the last proof of its guard succeeded (RUNNING: a re-proof may be pending)
+    attempt: int = 0  # number of the proof that was asked for last; a result with another number is stale
+    unclear: bool = False  # the last proof settled nothing and is to be tried again
+    due: float | None = None  # when Tick has something to do
+    stage: StopStage | None = None
+    then: Then = Then.STOPPED
+    restarts: tuple[float, ...] = ()  # when it was restarted, within the restart period
+    started: float | None = None  # when its process began, or was adopted
+    why: Why | None = Why.NOT_STARTED
+    detail: str = ""  # remote text is possible: escape before printing
+
+
+# ---- what has happened (past tense) ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequested:
+    """By the operator, or at the orchestrator's start."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """By the operator, or at the orchestrator's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStarted:
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """`lasting`: trying again cannot help (no such command, port taken by another)."""
+
+    text: str
+    lasting: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """`code`: exit status, negative for a signal, None where it cannot be known (an adopted process)."""
+
+    pid: int
+    code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A process of an earlier orchestrator was found: same pid, same start time."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConnected:
+    """The agent proved itself and sent its snapshot. `pid`: of the BEAM it runs in, from SO_PEERCRED."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLost:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class GuardProven:
+    """Hello, sockets and probe agree with what was written for the node."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardUnclear:
+    """Nothing speaks against the guard, but it is not proven yet; to be tried again."""
+
+    attempt: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuardDisproven:
+    """Something differs from what was written: `what`."""
+
+    attempt: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRefused:
+    """The node halted itself and said why (`guard.refused`)."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; `status.due` says whether that means anything."""
+
+
+Event = (
+    StartRequested
+    | StopRequested
+    | ProcessStarted
+    | StartFailed
+    | ProcessExited
+    | Adopted
+    | AgentConnected
+    | AgentLost
+    | GuardProven
+    | GuardUnclear
+    | GuardDisproven
+    | GuardRefused
+    | Tick
+)
+
+
+# ---- what is to be done (imperative) ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartProcess:
+    """Write the node's files anew and start its command; answer ProcessStarted or StartFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Compare snapshot, sockets and the port itself; answer GuardProven, GuardUnclear or GuardDisproven."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgentToStop:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SendTerm:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SendKill:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetProcess:
+    """It is gone: end what is left of its process group and remove the record of it."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleTick:
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A security event about this node; who and when is stamped by the interpreter."""
+
+    type: EventType
+    severity: Severity
+    reason: str | None = None
+    detail: str | None = None
+
+
+Effect = StartProcess | Probe | AskAgentToStop | SendTerm | SendKill | ForgetProcess | ScheduleTick | Publish

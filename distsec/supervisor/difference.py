@@ -1,0 +1,69 @@
+"""What a reload has to do: the difference between the configuration in force and the one that was read. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distsec.errors import Problem
+from distsec.model.cluster import ClusterSpec, NodeSpec
+
+_FIXED = {
+    "name": "cluster.name",
+    "state_dir": "cluster.state_dir",
+    "mode": "security.mode",
+    "carrier": "security.distribution.carrier",
+    "metrics_listen": "metrics.listen",
+    "ca_file": "security.distribution.ca_file",
+}
+"""Field → key of what cannot change while nodes run: their certificates, files and links were made with it."""
+
+_RESTARTING = ("command", "port", "address", "environment", "working_directory", "user")
+"""What a running node was started with. The other fields of a NodeSpec take effect at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Names in file order. `refused`: why the new configuration cannot be taken while this orchestrator runs."""
+
+    refused: tuple[Problem, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    newly_allowed: frozenset[str] = frozenset()
+    policy_changed: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not (self.added or self.removed or self.restarted or self.policy_changed)
+
+
+def difference(old: ClusterSpec, new: ClusterSpec) -> Difference:
+    """What leads from `old` to `new`."""
+    refused = tuple(
+        Problem(key, 0, "cannot change while the orchestrator runs", "restart it for that")
+        for field, key in _FIXED.items()
+        if getattr(old, field) != getattr(new, field)
+    )
+    before = {str(node.name): node for node in old.nodes}
+    after = {str(node.name): node for node in new.nodes}
+    both = [name for name in after if name in before]
+    moved = [name for name in both if _dialled(before[name]) != _dialled(after[name])]
+    return Difference(
+        refused=refused,
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        restarted=tuple(name for name in both if _restarts(before[name], after[name])),
+        newly_allowed=frozenset(map(str, new.allowed_nodes)) - frozenset(map(str, old.allowed_nodes)),
+        policy_changed=bool(moved)
+        or before.keys() != after.keys()
+        or (old.allowed_nodes, old.rules, old.peers, old.connect)
+        != (new.allowed_nodes, new.rules, new.peers, new.connect),
+    )
+
+
+def _restarts(old: NodeSpec, new: NodeSpec) -> bool:
+    return any(getattr(old, field) != getattr(new, field) for field in _RESTARTING)
+
+
+def _dialled(node: NodeSpec) -> tuple[str, int | None]:
+    return node.address, node.port

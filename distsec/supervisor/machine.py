@@ -1,0 +1,374 @@
+"""What the supervisor needs of the machine, as an interface, and the real one: files, processes, sockets, probes.
+
+Nothing here decides anything. The tests of the supervisor put a machine of their own in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import pwd
+import signal
+import stat
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from distsec.beam import proc, provision, render, session
+from distsec.beam.agent import ebin_directory
+from distsec.beam.link import AgentServer
+from distsec.beam.logs import OutputLog
+from distsec.beam.messages import Command, Message, Reply
+from distsec.beam.node import Exit, NodeProcess, RunRecord, node_environment, read_run
+from distsec.beam.overlay import load_overlay, save_overlay
+from distsec.beam.ports import check_port_free
+from distsec.beam.probe import ProbeResult, probe
+from distsec.beam.protocol import Argument
+from distsec.beam.runtime import find_erl, inspect
+from distsec.core.wanted import Overlay, listed_names
+from distsec.errors import DistsecError, PortInUse, RuntimeMissing, StoreError
+from distsec.model.cluster import Carrier, Certificate, ClusterSpec, NodeSpec
+from distsec.model.policy import Policy
+from distsec.model.secret import Secret
+from distsec.model.text import escape
+from distsec.pki import cookies
+from distsec.pki.authority import certificate_of
+from distsec.pki.signing import PolicySigner
+from distsec.pki.store import Store
+from distsec.supervisor.proof import Expected
+
+PROBE_SECONDS = 4.0
+MAX_REFUSED_BYTES = 4096
+LEFTOVER_GRACE_SECONDS = 3.0
+
+
+class Process(Protocol):
+    """One process of a node and all below it; see beam.node.NodeProcess."""
+
+    pid: int
+    start_time: int
+
+    async def wait(self) -> Exit: ...
+    def contains(self, pid: int) -> bool: ...
+    def listeners(self) -> list[proc.Listener]: ...
+    def signal_group(self, number: signal.Signals) -> bool: ...
+    async def abandon(self) -> None: ...
+
+
+class Server(Protocol):
+    """See beam.link.AgentServer."""
+
+    @property
+    def pid(self) -> int | None: ...
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    async def command(self, kind: Command, arguments: Mapping[str, Argument], timeout: float) -> Reply: ...  # noqa: ASYNC109
+
+
+class Machine(Protocol):
+    """Everything beyond memory. `use` comes first, and again after a reload. All raise DistsecError."""
+
+    @property
+    def ports(self) -> Mapping[str, int]: ...
+    def use(self, spec: ClusterSpec) -> None: ...
+    def load_overlay(self) -> Overlay: ...
+    def save_overlay(self, overlay: Overlay) -> None: ...
+    def document(self, policy: Policy) -> bytes: ...
+    def start_time(self, pid: int) -> int | None: ...
+    async def adopt(self, node: NodeSpec) -> Process | None: ...
+    async def start(self, node: NodeSpec, document: bytes) -> Process: ...
+    def watch(self, pid: int) -> Process: ...
+    def server(
+        self,
+        node: NodeSpec,
+        accept_peer: Callable[[int, int], bool],
+        on_message: Callable[[str, Message], None],
+        on_lost: Callable[[str, str], None],
+        on_refused: Callable[[str, str, str], None],
+    ) -> Server: ...
+    def expected(self, node: NodeSpec, policy_digest: str) -> Expected: ...
+    async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult: ...
+    def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None: ...
+    def forget(self, node: NodeSpec) -> None: ...
+    def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
+    def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]: ...
+    def certificate(self, node: NodeSpec) -> Certificate | None: ...
+    def outside(self, node: NodeSpec) -> dict[str, Any]: ...
+    async def preflight(self, node: NodeSpec) -> None: ...
+    def rotate(self, node: NodeSpec) -> None: ...
+
+
+class LocalMachine:
+    """This host. `base`: the orchestrator's own environment, of which a node gets PATH, LANG and TZ."""
+
+    def __init__(self, spec: ClusterSpec, store: Store, base: Mapping[str, str]) -> None:
+        self.store = store
+        self._base = base
+        self._signer = PolicySigner.load(store)
+        self.use(spec)
+
+    def use(self, spec: ClusterSpec) -> None:
+        self.ports: Mapping[str, int] = provision.distribution_ports(spec, self.store)
+        self.spec = spec
+
+    def load_overlay(self) -> Overlay:
+        return load_overlay(self.store)
+
+    def save_overlay(self, overlay: Overlay) -> None:
+        with self.store.locked():
+            save_overlay(self.store, overlay)
+
+    def document(self, policy: Policy) -> bytes:
+        return render.policy_document(policy, self._signer.sign)
+
+    def start_time(self, pid: int) -> int | None:
+        return proc.start_time(pid)
+
+    async def adopt(self, node: NodeSpec) -> Process | None:
+        """The node's process of an earlier orchestrator. None: not there any more; what it left is ended."""
+        run: RunRecord | None = None
+        relative = f"{self._directory(node)}/run.json"
+        if self.store.exists(relative):
+            run = read_run(self.store.read(relative))
+            if (process := NodeProcess.adopt(run, self._log(node))) is not None:
+                return process
+        leader = session.Member(run.pid, run.start_time) if run else None
+        left = await asyncio.to_thread(session.leftovers, leader, self._log(node).path)
+        if left and (staying := await session.end(left, LEFTOVER_GRACE_SECONDS)):
+            pids = ", ".join(str(member.pid) for member in staying)
+            raise StoreError(f"processes of an earlier start cannot be ended: {pids}", where=str(node.name))
+        self.forget(node)
+        return None
+
+    async def start(self, node: NodeSpec, document: bytes) -> Process:
+        """Renders the node's files anew and starts its command."""
+        user = pwd.getpwuid(os.geteuid())
+        if node.user is not None and node.user != user.pw_name:
+            raise RuntimeMissing(
+                f"running a node as another user ({escape(node.user, 40)}) is not built yet",
+                where=str(node.name),
+                do=f"run the orchestrator as that user, or take out `user` (this is {user.pw_name})",
+            )
+        await asyncio.to_thread(self._prepare, node, document)
+        check_port_free(node.address, self.ports[str(node.name)])
+        relative = f"{self._directory(node)}/run.json"
+        return NodeProcess.start(
+            node.command,
+            environment=self._environment(node),
+            working_directory=self._working_directory(node),
+            log=self._log(node),
+            started_at=time.time(),
+            record=lambda content: self.store.write(relative, content),
+        )
+
+    def _prepare(self, node: NodeSpec, document: bytes) -> None:
+        self._path(node, "guard.refused").unlink(missing_ok=True)
+        provision.write_node_files(self.spec, self.store, node, document)
+
+    def watch(self, pid: int) -> Process:
+        return ExternalProcess(pid)
+
+    def server(
+        self,
+        node: NodeSpec,
+        accept_peer: Callable[[int, int], bool],
+        on_message: Callable[[str, Message], None],
+        on_lost: Callable[[str, str], None],
+        on_refused: Callable[[str, str, str], None],
+    ) -> Server:
+        key = provision.agent_key(self.store, node.name)
+        path = self._path(node, "agent.sock")
+        return AgentServer(str(node.name), path, key, accept_peer, on_message, on_lost, on_refused)
+
+    def expected(self, node: NodeSpec, policy_digest: str) -> Expected:
+        optfile = f"{self._directory(node)}/{render.OPTFILE}"
+        digest = None
+        if self.spec.carrier is not Carrier.INET_TCP:
+            digest = hashlib.sha256(self.store.read(optfile)).hexdigest()
+        return Expected(
+            proto_dist=render.proto_dist(self.spec.carrier, node.address),
+            address=node.address,
+            port=self.ports[str(node.name)],
+            optfile_digest=digest,
+            policy_digest=policy_digest,
+        )
+
+    async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
+        plain = self.spec.carrier is Carrier.INET_TCP
+        return await probe(
+            _reachable(node.address),
+            self.ports[str(node.name)],
+            PROBE_SECONDS,
+            expect="inet_tcp" if plain else "inet_tls",
+            opened=opened,
+        )
+
+    def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None:
+        """Why the node halted itself: (code, text), escaped. It wrote that itself: nothing of it is trusted."""
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._path(node, "guard.refused"), flags)
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            line = file.read(MAX_REFUSED_BYTES).split(b"\n", 1)[0]
+        code, _, text = line.partition(b" ")
+        return (escape(code, 40), escape(text.strip(), 1024)) if code else None
+
+    def forget(self, node: NodeSpec) -> None:
+        self._path(node, "run.json").unlink(missing_ok=True)
+
+    def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
+        """Policy and cookies only: what a living node was proven against (optfile, guard) stays as it is."""
+        secret = cookies.load_secret(self.store)
+        rendered = render.cookie_file(
+            cookies.default_cookie(secret, str(node.name)), self.cookies(node, overlay)
+        )
+        self.store.write(f"{self._directory(node)}/policy.term", document)
+        self.store.write(f"{self._directory(node)}/cookie.term", rendered)
+
+    def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]:
+        """Of `node` with everybody who is listed and not denied."""
+        peers = [name for name in listed_names(self.spec, overlay) if name not in overlay.deny]
+        return provision.cookies_for(self.spec, self.store, node.name, peers)
+
+    def certificate(self, node: NodeSpec) -> Certificate | None:
+        if self.spec.carrier is Carrier.INET_TCP:
+            return None
+        return certificate_of(self.store.read(f"{self._directory(node)}/{render.CERTIFICATE}"))
+
+    def _environment(self, node: NodeSpec) -> Mapping[str, str]:
+        user = pwd.getpwuid(os.geteuid())
+        directory = self._path(node, ".").resolve()
+        flags = render.erl_aflags(
+            node=node.name,
+            carrier=self.spec.carrier,
+            directory=str(directory),
+            ebin=str(ebin_directory()),
+            address=node.address,
+            port=self.ports[str(node.name)],
+        )
+        return node_environment(
+            self._base,
+            user=user.pw_name,
+            home=user.pw_dir,
+            erl_aflags=flags,
+            log_directory=directory / "log",
+            extra=node.environment,
+        )
+
+    def outside(self, node: NodeSpec) -> dict[str, Any]:
+        """What something else needs to start it: {"env": {…}, "files": {…}}; paths are absolute."""
+        tls = self.spec.carrier is not Carrier.INET_TCP
+        named = {
+            "certificate": render.CERTIFICATE if tls else None,
+            "key": render.KEY if tls else None,
+            "trust_bundle": render.TRUST if tls else None,
+            "optfile": render.OPTFILE if tls else None,
+            "policy": "policy.term",
+            "cookie": "cookie.term",
+        }
+        flags = self._environment(node)["ERL_AFLAGS"]
+        return {
+            "env": {**node.environment, "ERL_AFLAGS": flags},
+            "files": {key: str(self._path(node, name)) if name else None for key, name in named.items()},
+        }
+
+    async def preflight(self, node: NodeSpec) -> None:
+        """What would keep `node` from starting: its program, the OTP release, its port. Raises DistsecError."""
+        check_port_free(node.address, self.ports[str(node.name)])
+        environment = self._environment(node)
+        erl = find_erl(node.command, environment, self._working_directory(node))
+        if erl is not None:
+            plain = {key: environment[key] for key in ("PATH", "HOME", "LANG") if key in environment}
+            await asyncio.to_thread(inspect, erl, plain)
+
+    def _working_directory(self, node: NodeSpec) -> Path:
+        return Path(node.working_directory or Path(self.spec.config_file).parent)
+
+    def rotate(self, node: NodeSpec) -> None:
+        """Blocks; for a thread."""
+        self._log(node).rotate()
+
+    def _directory(self, node: NodeSpec) -> str:
+        return provision.node_directory(node.name)
+
+    def _path(self, node: NodeSpec, name: str) -> Path:
+        return self.store.path(self._directory(node)) / name
+
+    def _log(self, node: NodeSpec) -> OutputLog:
+        return OutputLog(self._path(node, "log") / "output.log", self.spec.log_max_bytes)
+
+
+class ExternalProcess:
+    """A VM that something else started: watched by pidfd, signalled alone, never as a group."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises RuntimeMissing when it is gone already."""
+        started = proc.start_time(pid)
+        handle = session.open_handle(session.Member(pid, started)) if started is not None else None
+        if started is None or handle is None:
+            raise RuntimeMissing(f"process {pid} is gone")
+        self.pid = pid
+        self.start_time = started
+        self._handle = handle
+        self._exited = asyncio.Event()
+        asyncio.get_running_loop().add_reader(handle, self._gone)
+
+    async def wait(self) -> Exit:
+        await self._exited.wait()
+        return Exit()
+
+    def contains(self, pid: int) -> bool:
+        return pid == self.pid and proc.same_process(pid, self.start_time)
+
+    def listeners(self) -> list[proc.Listener]:
+        return proc.listening(proc.tree(self.pid))
+
+    def signal_group(self, number: signal.Signals) -> bool:
+        if self._exited.is_set():
+            return False
+        try:
+            signal.pidfd_send_signal(self._handle, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def abandon(self) -> None:
+        self._gone()
+
+    def _gone(self) -> None:
+        if not self._exited.is_set():
+            self._exited.set()
+            asyncio.get_running_loop().remove_reader(self._handle)
+            os.close(self._handle)
+
+
+def judge_probe(carrier: Carrier, seen: ProbeResult) -> tuple[bool | None, str]:
+    """(True, "") if a stranger gets at the port what the carrier promises; (False, why) if not; None: unclear."""
+    if carrier is Carrier.INET_TCP:
+        if seen.plaintext_distribution:
+            return True, ""
+        return None, f"its port did not answer the probe ({seen.error or 'no distribution there'})"
+    if seen.plaintext_distribution:
+        return False, "its port answers a distribution handshake in plaintext"
+    if seen.mutual_tls_only:
+        return True, ""
+    if seen.requires_client_certificate is False:
+        return False, "its port lets in a stranger without a certificate"
+    if seen.tls12_refused is False:
+        return False, "its port speaks TLS 1.2"
+    return None, f"the probe of its port settled nothing ({seen.error or 'no verdict'})"
+
+
+def lasting(error: DistsecError) -> bool:
+    """Whether a start that failed with it would fail again in a moment: then no restart is tried."""
+    return not isinstance(error, StoreError | PortInUse)
+
+
+def _reachable(address: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound

@@ -1,0 +1,443 @@
+"""One managed node at runtime: feeds `core.lifecycle` with what happens and performs the effects that it answers with.
+
+What the node's agent says comes in by `_on_message`; nothing of it decides more than this node's own fate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from distsec.beam.link import AgentCommandFailed
+from distsec.beam.messages import Command, EventKind, Heartbeat, Lane, LaneEvent, Message, Opened, Snapshot
+from distsec.beam.security_events import agent_refused, to_security_event
+from distsec.core import lifecycle
+from distsec.core import node_status as life
+from distsec.errors import DistsecError
+from distsec.model.cluster import Certificate, ClusterSpec, Link, NodeSpec, NodeState
+from distsec.model.events import EventType, SecurityEvent, Severity
+from distsec.model.policy import Direction, Reason, Verdict
+from distsec.model.text import escape
+from distsec.observe.bus import Bus
+from distsec.observe.metrics import Metrics
+from distsec.supervisor.echoes import Echoes
+from distsec.supervisor.machine import Machine, Process, Server, judge_probe, lasting
+from distsec.supervisor.policy import PolicyDesk
+from distsec.supervisor.proof import Judgement, judge
+
+COMMAND_SECONDS = 5.0
+PUSH_AGAIN_SECONDS = 3.0
+"""A node whose policy differs is sent the wanted one at most this often."""
+MAX_LINKS = 4096
+"""Links that are remembered of one node; a compromised agent may report any number."""
+
+
+class Hub(Protocol):
+    """What a node needs of its supervisor."""
+
+    spec: ClusterSpec
+    machine: Machine
+    bus: Bus
+    metrics: Metrics
+    starts: asyncio.Semaphore
+
+    @property
+    def desk(self) -> PolicyDesk: ...
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]: ...
+    def note(self, level: str, text: str, **fields: Any) -> None: ...
+
+
+class ManagedNode:
+    """Belongs to one event loop. `feed` is the way in for everything that happens to the node."""
+
+    def __init__(self, hub: Hub, spec: NodeSpec) -> None:
+        self.hub = hub
+        self.name = str(spec.name)
+        self.spec = spec
+        self.status = life.NodeStatus(self._rules(spec))
+        self.process: Process | None = None
+        self.snapshot: Snapshot | None = None
+        self.links: dict[str, Link] = {}
+        self.certificate: Certificate | None = None
+        self.active_generation: int | None = None
+        self.active_digest: str | None = None
+        self._launch: str | None = None
+        self._beam: tuple[int, int] | None = None  # pid and start time of the VM that said hello
+        self._echoes = Echoes()
+        self._refusals: Counter[tuple[Direction, Reason]] = Counter()  # of earlier launches
+        self._refusals_now: Mapping[tuple[Direction, Reason], int] = {}
+        self._dropped: Counter[Lane] = Counter()
+        self._pushed_at = 0.0
+        self._links_differ = 0
+        self._has_slot = False
+        self._queue: deque[life.Event] = deque()
+        self._feeding = False
+        self._changed: set[asyncio.Future[None]] = set()
+        self._server: Server | None = None
+
+    # ---- what the supervisor calls
+
+    @property
+    def server(self) -> Server:
+        assert self._server is not None, "open() comes first"
+        return self._server
+
+    async def open(self) -> None:
+        """Listens for its agent. Raises DistsecError."""
+        self.certificate = self.hub.machine.certificate(self.spec)
+        not_after = self.certificate.not_after if self.certificate else None
+        self.hub.metrics.set_node_state(self.name, self.status.state)
+        self.hub.metrics.set_certificate(self.name, not_after)
+        self._server = self.hub.machine.server(
+            self.spec, self.accept_peer, self._on_message, self._on_lost, self._on_refused
+        )
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Lets go of it: whatever runs goes on."""
+        if self._server is not None:
+            await self._server.close()
+        if self.process is not None:
+            await self.process.abandon()
+            self.process = None
+
+    async def adopt(self) -> bool:
+        """Takes over a process of an earlier orchestrator, if there is one."""
+        process = None if self.status.rules.external else await self.hub.machine.adopt(self.spec)
+        if process is None:
+            return False
+        self._take(process)
+        self.feed(life.Adopted(process.pid))
+        return True
+
+    def reconfigure(self, spec: NodeSpec) -> None:
+        """New rules at once; whatever the node was started with from its next start on."""
+        self.spec = spec
+        self.status = replace(self.status, rules=self._rules(spec))
+
+    def feed(self, event: life.Event) -> None:
+        """Something has happened. Effects are performed, or begun, before this returns."""
+        self._queue.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._queue:
+                now = asyncio.get_running_loop().time()
+                self.status, effects = lifecycle.step(
+                    self.status,
+                    self._queue.popleft(),
+                    now,
+                    random.random(),  # noqa: S311 - jitter
+                )
+                for effect in effects:
+                    self._perform(effect)
+        finally:
+            self._feeding = False
+            self._after_change()
+
+    async def until(self, condition: Callable[[life.NodeStatus], bool]) -> None:
+        """Waits until the node's status fulfils `condition`."""
+        while not condition(self.status):
+            future = asyncio.get_running_loop().create_future()
+            self._changed.add(future)
+            try:
+                await future
+            finally:
+                self._changed.discard(future)
+
+    async def until_connected(self) -> None:
+        await self.until(lambda status: status.agent)
+
+    @property
+    def takes_policy(self) -> bool:
+        return self.status.agent or self.status.state is NodeState.RUNNING
+
+    def refusals(self) -> Counter[tuple[Direction, Reason]]:
+        """How many peers it refused, all launches together, our own probes taken off."""
+        return self._refusals + Counter(self._refusals_now)
+
+    def tick(self) -> None:
+        """Once a second: whatever is to be noticed without being told."""
+        if self.status.state is NodeState.STARTING:
+            self._look_for_refusal()
+        if self.status.unclear:
+            self.feed(life.Tick())
+
+    # ---- effects
+
+    def _perform(self, effect: life.Effect) -> None:
+        hub = self.hub
+        match effect:
+            case life.StartProcess():
+                hub.spawn(self._start(), f"start {self.name}")
+            case life.Probe(attempt):
+                hub.spawn(self._prove(attempt), f"proof of {self.name}")
+            case life.AskAgentToStop():
+                hub.spawn(self._ask_to_stop(), f"stop {self.name}")
+            case life.SendTerm():
+                self._signal(signal.SIGTERM)
+                self._signal(signal.SIGCONT)  # a stopped process takes no TERM
+            case life.SendKill():
+                self._signal(signal.SIGKILL)
+            case life.ForgetProcess():
+                self.process = self._beam = None
+                hub.machine.forget(self.spec)
+            case life.ScheduleTick(at):
+                asyncio.get_running_loop().call_at(at, self.feed, life.Tick())
+            case life.Publish(type, severity, reason, detail):
+                self._publish(type, severity, reason, detail)
+
+    async def _start(self) -> None:
+        await self.hub.starts.acquire()
+        self._has_slot = True
+        if self.status.state is not NodeState.STARTING:
+            self.feed(life.StartFailed("a stop was requested first"))
+            return
+        try:
+            process = await self.hub.machine.start(self.spec, self.hub.desk.wanted.document)
+        except DistsecError as error:
+            self.feed(life.StartFailed(str(error), lasting(error)))
+        except Exception as error:
+            self.hub.note("error", "start failed unexpectedly", node=self.name, error=repr(error))
+            self.feed(life.StartFailed(f"unexpected {type(error).__name__}", lasting=False))
+        else:
+            self._take(process)
+            self.feed(life.ProcessStarted(process.pid))
+
+    def _take(self, process: Process) -> None:
+        self.process = process
+        self.hub.spawn(self._watch(process), f"watch {self.name}")
+
+    async def _watch(self, process: Process) -> None:
+        ended = await process.wait()
+        self._look_for_refusal()
+        code = -ended.signal if ended.signal is not None else ended.code
+        self.feed(life.ProcessExited(process.pid, code))
+
+    def _look_for_refusal(self) -> None:
+        if (refused := self.hub.machine.guard_refused(self.spec)) is not None:
+            self.feed(life.GuardRefused(*refused))
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is None:
+            return
+        try:
+            self.process.signal_group(number)
+        except PermissionError:
+            self.hub.note("error", "may not signal the node", node=self.name, signal=number.name)
+
+    async def _ask_to_stop(self) -> None:
+        try:
+            await self.server.command(Command.STOP, {}, COMMAND_SECONDS)
+        except AgentCommandFailed as error:
+            if error.reason != "lost":  # it may stop before it has answered
+                self.hub.note("warning", "the agent did not stop the node", node=self.name, why=error.reason)
+
+    def _publish(self, type: EventType, severity: Severity, reason: str | None, detail: str | None) -> None:
+        launch = self._launch if type in (EventType.AGENT_CONNECTED, EventType.AGENT_LOST) else None
+        text = escape(detail, 1024) if detail is not None else None
+        event = SecurityEvent(
+            type, severity, self.name, time.time(), reason=reason, detail=text, launch=launch
+        )
+        self.hub.bus.publish(event)
+
+    def _after_change(self) -> None:
+        if self._has_slot and self.status.state is not NodeState.STARTING:
+            self._has_slot = False
+            self.hub.starts.release()
+        if self.status.pid is None:
+            self.hub.desk.node_gone(self.name)
+            if self.status.state is not NodeState.STARTING:
+                self.links.clear()
+                self._show_links()
+        self.hub.metrics.set_node_state(self.name, self.status.state)
+        self.hub.metrics.set_agent(self.name, self.status.agent)
+        for future in tuple(self._changed):
+            if not future.done():
+                future.set_result(None)
+
+    # ---- the proof
+
+    async def _prove(self, attempt: int) -> None:
+        try:
+            judgement, what = await self._judge()
+        except (DistsecError, OSError) as error:
+            judgement, what = Judgement.UNCLEAR, str(error)
+        except Exception as error:
+            self.hub.note("error", "proof failed unexpectedly", node=self.name, error=repr(error))
+            judgement, what = Judgement.UNCLEAR, f"unexpected {type(error).__name__}"
+        match judgement:
+            case Judgement.PROVEN:
+                self.feed(life.GuardProven(attempt))
+            case Judgement.UNCLEAR:
+                self.feed(life.GuardUnclear(attempt, what))
+            case Judgement.DISPROVEN:
+                self.feed(life.GuardDisproven(attempt, what))
+
+    async def _judge(self) -> tuple[Judgement, str]:
+        """A fresh snapshot, the sockets as the kernel has them, and the port as a stranger finds it."""
+        process, beam = self.process, self.server.pid
+        if process is None or beam is None:
+            return Judgement.UNCLEAR, "no hello from its agent"
+        reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
+        snapshot: Snapshot = reply.fields["snapshot"]
+        self._show(snapshot)
+        wanted = self.hub.desk.wanted
+        if snapshot.policy_digest != wanted.digest and not self.hub.desk.busy:
+            pushed = await self.hub.desk.push(self)
+            snapshot = replace(snapshot, policy_digest=pushed.fields["digest"])
+            wanted = self.hub.desk.wanted
+        listeners = await asyncio.to_thread(process.listeners)
+        expected = self.hub.machine.expected(self.spec, wanted.digest)
+        verdict = judge(expected, snapshot, listeners, beam)
+        if verdict.judgement is not Judgement.PROVEN:
+            return verdict.judgement, verdict.what
+        loop = asyncio.get_running_loop()
+        seen = await self.hub.machine.probe(
+            self.spec, lambda address: self._echoes.expect(address, loop.time())
+        )
+        good, why = judge_probe(self.hub.spec.carrier, seen)
+        if good:
+            return Judgement.PROVEN, ""
+        return (Judgement.UNCLEAR if good is None else Judgement.DISPROVEN), why
+
+    # ---- what the agent says
+
+    def accept_peer(self, pid: int, uid: int) -> bool:
+        """Whether that process may be this node's agent: below what was started, and later the very same."""
+        process = self.process
+        if self.status.rules.external:
+            return uid == os.geteuid() if process is None else process.contains(pid)
+        if process is None or not process.contains(pid):
+            return False
+        if self._beam is not None and self.hub.machine.start_time(self._beam[0]) == self._beam[1]:
+            return pid == self._beam[0]
+        return True
+
+    def _on_message(self, node: str, message: Message) -> None:
+        match message:
+            case Opened(launch):
+                if launch != self._launch:
+                    self._new_launch(launch)
+            case Snapshot():
+                self._hello(message)
+            case LaneEvent():
+                self._on_event(message)
+            case Heartbeat():
+                self._on_heartbeat(message)
+
+    def _new_launch(self, launch: str) -> None:
+        self._launch = launch
+        self._refusals.update(self._refusals_now)
+        self._refusals_now = {}
+        self._dropped.clear()
+        self._echoes.forget_launch()
+
+    def _hello(self, snapshot: Snapshot) -> None:
+        pid = self.server.pid
+        started = self.hub.machine.start_time(pid) if pid is not None else None
+        if pid is None or started is None:
+            return  # it is gone already; its connection is about to be lost
+        self._beam = (pid, started)
+        if self.status.rules.external and self.process is None:
+            try:
+                self._take(self.hub.machine.watch(pid))
+            except DistsecError:
+                return
+        self._show(snapshot)
+        self.feed(life.AgentConnected(pid))
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.links = {link.peer: link for link in snapshot.links[:MAX_LINKS]}
+        self._links_differ = 0
+        self._show_policy(snapshot.policy_generation, snapshot.policy_digest)
+        self._show_links()
+
+    def _on_event(self, message: LaneEvent) -> None:
+        now = time.time()
+        if message.missed:
+            text = f"{message.missed} events of lane {message.lane} were dropped before they could be sent"
+            self._publish(EventType.EVENTS_DROPPED, Severity.WARNING, str(message.lane), text)
+        if message.kind is EventKind.REFUSAL and self._echoes.absorbs(
+            message.direction, message.reason, message.address, asyncio.get_running_loop().time()
+        ):
+            return
+        self.hub.bus.publish(to_security_event(message, self.name, now))
+        if message.link is not None:
+            if message.kind is EventKind.LINK_DOWN:
+                self.links.pop(message.link.peer, None)
+            elif len(self.links) < MAX_LINKS or message.link.peer in self.links:
+                self.links[message.link.peer] = message.link
+            self._show_links()
+        elif message.kind is EventKind.GUARD:
+            what = message.detail or "its agent says that the guard has changed"
+            self.feed(life.GuardDisproven(self.status.attempt, what))
+
+    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        now = asyncio.get_running_loop().time()
+        self._refusals_now = self._echoes.taken_off(heartbeat.refusals, now)
+        if self._launch is not None:
+            counted = replace(heartbeat, refusals=self._refusals_now)
+            self.hub.metrics.heartbeat(self.name, self._launch, counted)
+        for lane, dropped in heartbeat.dropped.items():
+            if dropped > self._dropped[lane]:
+                text = f"{dropped} events of lane {lane} were dropped since the node started"
+                self._publish(EventType.EVENTS_DROPPED, Severity.WARNING, str(lane), text)
+            self._dropped[lane] = dropped
+        self._show_policy(heartbeat.policy_generation, heartbeat.policy_digest)
+        desk = self.hub.desk
+        differs = self.active_digest != desk.wanted.digest
+        if differs and not desk.busy and now - self._pushed_at >= PUSH_AGAIN_SECONDS:
+            self._pushed_at = now
+            self.hub.spawn(self._push_again(), f"policy to {self.name}")
+        self._links_differ = self._links_differ + 1 if heartbeat.links != len(self.links) else 0
+        if self._links_differ == 3:  # not just an event on its way
+            self.hub.spawn(self._refresh(), f"links of {self.name}")
+
+    async def _push_again(self) -> None:
+        try:
+            reply = await self.hub.desk.push(self)
+        except AgentCommandFailed as error:
+            self.hub.note("warning", "the node did not take the policy", node=self.name, why=error.reason)
+        else:
+            self._show_policy(reply.fields["generation"], reply.fields["digest"])
+
+    async def _refresh(self) -> None:
+        try:
+            reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
+        except AgentCommandFailed:
+            self._links_differ = 0
+        else:
+            self._show(reply.fields["snapshot"])
+
+    def _on_lost(self, node: str, why: str) -> None:
+        self.feed(life.AgentLost())
+
+    def _on_refused(self, node: str, reason: str, detail: str) -> None:
+        self.hub.metrics.agent_refused(self.name, reason)
+        self.hub.bus.publish(agent_refused(self.name, reason, detail, time.time()))
+
+    def _show_policy(self, generation: int | None, digest: str | None) -> None:
+        self.active_generation, self.active_digest = generation, digest
+        self.hub.metrics.set_policy(self.name, self.hub.desk.wanted.generation, generation)
+
+    def _show_links(self) -> None:
+        denied = sum(link.verdict == Verdict.DENY for link in self.links.values())
+        counts = {str(Verdict.ALLOW): len(self.links) - denied, str(Verdict.DENY): denied}
+        self.hub.metrics.set_links(self.name, counts)
+
+    def _rules(self, spec: NodeSpec) -> life.Rules:
+        return life.Rules.of(
+            spec,
+            start_deadline_seconds=self.hub.spec.start_deadline_seconds,
+            stop_deadline_seconds=self.hub.spec.stop_deadline_seconds,
+        )

@@ -1,0 +1,114 @@
+"""What `distsec status --json` and `distsec env` show. Pure; remote text is escaped here once more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from distsec.core.node_status import NodeStatus, Why
+from distsec.model.cluster import PROVEN_RELEASES, Certificate, ClusterSpec, Link, NodeState
+from distsec.model.policy import Verdict
+from distsec.model.text import escape
+from distsec.supervisor.node import ManagedNode
+
+SCHEMA = 1
+
+_GUARD_REASONS = frozenset({Why.CARRIER_NOT_IN_FORCE, Why.GUARD_REFUSED})
+
+
+def status_document(
+    spec: ClusterSpec, wanted: int, nodes: Iterable[ManagedNode], user: str, now: float
+) -> dict[str, Any]:
+    """The answer to `status`. `wanted`: the policy generation that all are to have; `now`: loop time."""
+    nodes = list(nodes)
+    refusals: Counter[tuple[str, str, str]] = Counter()
+    for node in nodes:
+        for (direction, reason), count in node.refusals().items():
+            refusals[node.name, str(direction), str(reason)] += count
+    return {
+        "schema": SCHEMA,
+        "cluster": spec.name,
+        "mode": str(spec.mode),
+        "carrier": str(spec.carrier),
+        "healthy": all(is_well(node, wanted) for node in nodes),
+        "violation": any(is_violation(node) for node in nodes),
+        "policy_generation": wanted,
+        "nodes": [node_document(node, user, now) for node in nodes],
+        "refusals": [
+            {"node": node, "direction": direction, "reason": reason, "count": count}
+            for (node, direction, reason), count in sorted(refusals.items())
+        ],
+    }
+
+
+def is_well(node: ManagedNode, wanted: int) -> bool:
+    """RUNNING, proven, its agent connected, with the wanted policy, and no link that should not be.
+
+    Or STOPPED because it was told to, or because its restart policy lets it end.
+    """
+    status = node.status
+    if status.state is NodeState.STOPPED:
+        return status.why in (Why.OPERATOR, Why.EXITED)
+    return (
+        status.state is NodeState.RUNNING
+        and status.proven
+        and status.agent
+        and node.active_generation == wanted
+        and not is_violation(node)
+    )
+
+
+def is_violation(node: ManagedNode) -> bool:
+    """An unlisted link is up, or the guard is (or was, when it was stopped for that) not in force."""
+    status = node.status
+    return any(link.verdict == Verdict.DENY for link in node.links.values()) or (
+        status.state in (NodeState.STOPPING, NodeState.FATAL) and status.why in _GUARD_REASONS
+    )
+
+
+def node_document(node: ManagedNode, user: str, now: float) -> dict[str, Any]:
+    """One entry of `nodes`."""
+    status, snapshot = node.status, node.snapshot
+    otp = escape(snapshot.otp, 20) if snapshot is not None and status.pid is not None else None
+    return {
+        "name": node.name,
+        "state": str(status.state),
+        "reason": _reason(status),
+        "detail": escape(status.detail, 1024) or None,
+        "guard": "proven" if status.proven else "unproven",
+        "pid": status.pid,
+        "user": node.spec.user or user,
+        "otp": otp,
+        "support": _support(otp),
+        "uptime_seconds": int(now - status.started) if status.started is not None else None,
+        "agent": "connected" if status.agent else "lost",
+        "policy_generation": node.active_generation if status.pid is not None else None,
+        "tainted": False,
+        "certificate": _certificate(node.certificate),
+        "links": [_link(link) for _, link in sorted(node.links.items())],
+    }
+
+
+def _reason(status: NodeStatus) -> str | None:
+    return str(status.why) if status.why is not None else None
+
+
+def _support(otp: str | None) -> str | None:
+    if otp is None:
+        return None
+    return "proven" if otp.isdigit() and int(otp) in PROVEN_RELEASES else "unproven"
+
+
+def _certificate(certificate: Certificate | None) -> dict[str, Any]:
+    keys = ("identity", "serial", "issuer", "not_after")
+    return {key: _shown(getattr(certificate, key, None)) for key in keys}
+
+
+def _link(link: Link) -> dict[str, Any]:
+    return {key: _shown(value) for key, value in asdict(link).items()}
+
+
+def _shown(value: object) -> object:
+    return escape(value, 1024) if isinstance(value, str) else value

@@ -1,0 +1,488 @@
+"""Provisioning: what is made, what is kept, what is refused, and that Erlang can use it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from distsec.beam.overlay import Overlay, save_overlay
+from distsec.beam.ports import _listen, allot_ports, check_port_free
+from distsec.beam.provision import (
+    agent_key,
+    cookies_for,
+    distribution_ports,
+    node_directory,
+    provision,
+    write_node_files,
+)
+from distsec.errors import ConfigError, NameInvalid, PortInUse, StoreError
+from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec, PeerSpec
+from distsec.model.names import NodeName
+from distsec.pki import authority as ca
+from distsec.pki import cookies
+from distsec.pki.authority import Authority, certificate_of
+from distsec.pki.store import Store
+from tests.releases import Otp
+
+NOW = float(int(time.time()))
+A, B = (NodeName.parse(f"{head}@127.0.0.1") for head in "ab")
+NODE_FILES = {
+    "key.pem",
+    "certificate.pem",
+    "trust.pem",
+    "agent.key",
+    "dist.conf",
+    "policy.term",
+    "cookie.term",
+    "guard.term",
+}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ClusterSpec:
+    return ClusterSpec(
+        name="demo",
+        config_file=str(tmp_path / "distsec.toml"),
+        state_dir=str(tmp_path / "state"),
+        mode=Mode.PRODUCTION,
+        carrier=Carrier.INET_TLS,
+        allowed_nodes=(A, B),
+        nodes=(NodeSpec(A, ("erl",)), NodeSpec(B, ("erl",))),
+    )
+
+
+@pytest.fixture
+def store(spec: ClusterSpec) -> Store:
+    return Store(Path(spec.state_dir))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def free_ports(count: int) -> list[int]:
+    """Consecutive ports that are free now: for a range."""
+    for first in range(20_000, 30_000, count):
+        try:
+            for port in range(first, first + count):
+                check_port_free("127.0.0.1", port)
+        except PortInUse:
+            continue
+        return list(range(first, first + count))
+    raise AssertionError("no free ports")
+
+
+def listening(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(1)
+    return listener
+
+
+def test_everything_of_the_state_directory_is_made(spec: ClusterSpec, store: Store) -> None:
+    report = provision(spec, store, NOW)
+    expected = {"ca/key.pem", "ca/certificate.pem", "ca/policy.key", "ca/cookie.secret", "ports.json"}
+    expected |= {f"nodes/{node}/{name}" for node in (A, B) for name in NODE_FILES}
+    assert set(report.made) == expected
+    assert report.kept == []
+    assert set(contents(store.root)) == expected | {"lock"}
+    assert (store.root / "nodes/a@127.0.0.1/log").is_dir()
+    for path in store.root.rglob("*"):
+        assert path.lstat().st_mode & 0o077 == 0, path
+
+
+def test_a_second_run_changes_no_byte_and_says_that_all_was_kept(spec: ClusterSpec, store: Store) -> None:
+    first = provision(spec, store, NOW)
+    before = contents(store.root)
+    second = provision(spec, store, NOW + 3600)
+    assert contents(store.root) == before
+    assert (second.made, set(second.kept)) == ([], set(first.made))
+
+
+@pytest.mark.parametrize("name", sorted(NODE_FILES))
+def test_what_is_missing_is_added_and_nothing_else_is_touched(
+    spec: ClusterSpec, store: Store, name: str
+) -> None:
+    provision(spec, store, NOW)
+    before = contents(store.root)
+    missing = {name, "certificate.pem"} if name == "key.pem" else {name}
+    for each in missing:
+        (store.root / "nodes/a@127.0.0.1" / each).unlink()
+    report = provision(spec, store, NOW)
+    assert set(report.made) == {f"nodes/a@127.0.0.1/{each}" for each in missing}
+    after = contents(store.root)
+    assert set(after) == set(before)
+    assert {path for path in after if after[path] != before[path]} <= set(report.made)
+
+
+def test_a_certificate_that_was_removed_is_issued_again_for_the_same_key(
+    spec: ClusterSpec, store: Store
+) -> None:
+    provision(spec, store, NOW)
+    path = store.root / "nodes/a@127.0.0.1/certificate.pem"
+    old = certificate_of(path.read_bytes())
+    path.unlink()
+    provision(replace(spec, certificate_days=10), store, NOW)
+    new = certificate_of(path.read_bytes())
+    assert new.serial != old.serial
+    assert new.identity == old.identity == "spiffe://demo/node/127.0.0.1/a"
+    assert new.not_after == int(NOW) + 10 * 86_400
+
+
+def test_a_new_node_gets_its_files_and_the_others_keep_theirs(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    before = contents(store.root)
+    c = NodeName.parse("c@127.0.0.1")
+    larger = replace(spec, nodes=(*spec.nodes, NodeSpec(c, ("erl",))), allowed_nodes=(A, B, c))
+    report = provision(larger, store, NOW)
+    assert set(report.made) == {"ports.json"} | {f"nodes/{c}/{name}" for name in NODE_FILES}
+    after = contents(store.root)
+    assert {path for path in before if after[path] != before[path]} == {"ports.json"}
+    assert distribution_ports(larger, store).items() >= distribution_ports(spec, store).items()
+
+
+def test_nothing_is_made_while_another_command_is_at_it(
+    spec: ClusterSpec, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "locked", partialmethod(Store.locked, wait_seconds=0.0))
+    with store.locked(), pytest.raises(StoreError, match="another distsec is changing this state directory"):
+        provision(spec, store, NOW)
+    assert set(contents(store.root)) == {"lock"}
+
+
+def test_development_mode_has_no_optfile(spec: ClusterSpec, store: Store) -> None:
+    provision(replace(spec, mode=Mode.DEVELOPMENT, carrier=Carrier.INET_TCP), store, NOW)
+    names = {path.name for path in (store.root / "nodes/a@127.0.0.1").iterdir() if path.is_file()}
+    assert names == NODE_FILES - {"dist.conf"}
+
+
+# ---- what does not fit
+# ------------------------------------------------------------------------------------------
+
+
+def swap_certificates(store: Store, spec: ClusterSpec) -> None:
+    store.write("nodes/a@127.0.0.1/certificate.pem", store.read("nodes/b@127.0.0.1/certificate.pem"))
+
+
+def swap_pairs(store: Store, spec: ClusterSpec) -> None:
+    swap_certificates(store, spec)
+    store.write("nodes/a@127.0.0.1/key.pem", store.read("nodes/b@127.0.0.1/key.pem"))
+
+
+def foreign_ca(store: Store, spec: ClusterSpec) -> None:
+    other = Authority.create(Store(store.root.parent / "other"), "demo", NOW)
+    key, certificate = other.issue(A, "127.0.0.1", 365, NOW)
+    store.write("nodes/a@127.0.0.1/key.pem", key.reveal())
+    store.write("nodes/a@127.0.0.1/certificate.pem", certificate)
+
+
+def expired(store: Store, spec: ClusterSpec) -> None:
+    key, certificate = Authority.load(store).issue(A, "127.0.0.1", 1, NOW - 2 * 86_400)
+    store.write("nodes/a@127.0.0.1/key.pem", key.reveal())
+    store.write("nodes/a@127.0.0.1/certificate.pem", certificate)
+
+
+def from_the_future(store: Store, spec: ClusterSpec) -> None:
+    key, certificate = Authority.load(store).issue(A, "127.0.0.1", 1, NOW + 86_400)
+    store.write("nodes/a@127.0.0.1/key.pem", key.reveal())
+    store.write("nodes/a@127.0.0.1/certificate.pem", certificate)
+
+
+def wider_trust(store: Store, spec: ClusterSpec) -> None:
+    other = Authority.create(Store(store.root.parent / "other"), "demo", NOW)
+    store.write("nodes/a@127.0.0.1/trust.pem", store.read("nodes/a@127.0.0.1/trust.pem") + other.bundle_pem)
+
+
+def lost_key(store: Store, spec: ClusterSpec) -> None:
+    (store.root / "nodes/a@127.0.0.1/key.pem").unlink()
+
+
+def garbage_certificate(store: Store, spec: ClusterSpec) -> None:
+    store.write("nodes/a@127.0.0.1/certificate.pem", b"garbage")
+
+
+def garbage_agent_key(store: Store, spec: ClusterSpec) -> None:
+    store.write("nodes/a@127.0.0.1/agent.key", b"short")
+
+
+def open_key(store: Store, spec: ClusterSpec) -> None:
+    (store.root / "nodes/a@127.0.0.1/key.pem").chmod(0o644)
+
+
+Upset = Callable[[Store, ClusterSpec], None]
+
+
+@pytest.mark.parametrize(
+    ("upset", "message"),
+    [
+        (swap_certificates, r"certificate\.pem: does not belong to key\.pem beside it"),
+        (
+            swap_pairs,
+            r"certificate\.pem: is for spiffe://demo/node/127\.0\.0\.1/b, not for spiffe://demo/.*/a;",
+        ),
+        (foreign_ca, r"certificate\.pem: was not issued by the cluster's CA"),
+        (expired, r"certificate\.pem: has expired \(.* UTC\); remove it and run `distsec init`"),
+        (from_the_future, r"certificate\.pem: is not valid before .*; check this host's clock"),
+        (wider_trust, r"trust\.pem: does not hold the cluster's CA and nothing else"),
+        (lost_key, r"key\.pem: is missing, though its certificate is there"),
+        (garbage_certificate, r"certificate\.pem: is no certificate"),
+        (garbage_agent_key, r"agent\.key: does not hold 32 bytes in hex"),
+        (open_key, r"key\.pem: can be reached by other users .* chmod u=rw,go= "),
+    ],
+)
+def test_what_does_not_fit_is_named_and_not_replaced(
+    spec: ClusterSpec, store: Store, upset: Upset, message: str
+) -> None:
+    provision(spec, store, NOW)
+    upset(store, spec)
+    before = contents(store.root)
+    with pytest.raises(StoreError, match=rf"nodes/a@127\.0\.0\.1/{message}") as caught:
+        provision(spec, store, NOW)
+    assert "\n" not in str(caught.value)
+    assert contents(store.root) == before
+
+
+def test_what_cannot_be_rendered_is_refused_before_anything_is_made(
+    tmp_path: Path, spec: ClusterSpec
+) -> None:
+    store = Store(tmp_path / "st\udce9te")
+    with pytest.raises(ConfigError, match=r"distsec\.toml: cluster\.state_dir: .* is not UTF-8"):
+        provision(spec, store, NOW)
+    assert list(store.root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a@..", "../../x@host", "a/b@host", "a@b/../c", "a\0@host", "é@host", "a@h_x", "@"]
+)
+def test_a_name_that_spiffe_or_the_file_system_cannot_carry_has_no_directory(name: str) -> None:
+    with pytest.raises(NameInvalid):
+        node_directory(name)
+
+
+# ---- ports
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_ports_are_the_first_free_ones_of_the_range_and_stay(spec: ClusterSpec, store: Store) -> None:
+    first, second, third = free_ports(3)
+    ranged = replace(spec, listen_ports=(first, third))
+    with listening(first):
+        assert allot_ports(ranged, store) == (str(A), str(B))
+    assert distribution_ports(ranged, store) == {str(A): second, str(B): third}
+    assert allot_ports(ranged, store) == ()
+    with listening(second):  # in use, perhaps by the node itself: what was allotted stays
+        assert allot_ports(ranged, store) == ()
+    assert distribution_ports(ranged, store) == {str(A): second, str(B): third}
+
+
+def test_a_range_without_a_free_port_is_an_error_and_nothing_is_kept(spec: ClusterSpec, store: Store) -> None:
+    first, second = free_ports(2)
+    with (
+        listening(first),
+        pytest.raises(
+            PortInUse, match=rf"no port from {first} to {second} is free for b@127\.0\.0\.1; widen"
+        ),
+    ):
+        allot_ports(replace(spec, listen_ports=(first, second)), store)
+    assert not store.exists("ports.json")
+
+
+def test_ports_that_are_given_are_taken_and_not_allotted_again(spec: ClusterSpec, store: Store) -> None:
+    first, second, third = free_ports(3)
+    given = replace(
+        spec,
+        listen_ports=(first, third),
+        metrics_listen=("127.0.0.1", second),
+        nodes=(NodeSpec(A, ("erl",)), NodeSpec(B, ("erl",), port=first)),
+        peers=(PeerSpec(NodeName.parse("x@192.0.2.1"), "192.0.2.1", 9100),),
+    )
+    assert allot_ports(given, store) == (str(A),)
+    assert distribution_ports(given, store) == {str(A): third, str(B): first, "x@192.0.2.1": 9100}
+
+
+@pytest.mark.parametrize("metrics_port", [0, 9911])
+def test_without_a_range_the_system_chooses_different_ports(
+    spec: ClusterSpec, store: Store, metrics_port: int
+) -> None:
+    many = tuple(NodeSpec(NodeName.parse(f"n{number}@127.0.0.1"), ("erl",)) for number in range(20))
+    larger = replace(spec, nodes=many, metrics_listen=("127.0.0.1", metrics_port))
+    allot_ports(larger, store)
+    assert len(set(distribution_ports(larger, store).values())) == 20
+
+
+def test_a_node_that_is_gone_keeps_its_port_while_others_can_be_had(spec: ClusterSpec, store: Store) -> None:
+    first, second, third = free_ports(3)
+    ranged = replace(spec, listen_ports=(first, third))
+    allot_ports(ranged, store)
+    c, d = (NodeName.parse(f"{head}@127.0.0.1") for head in "cd")
+    others = replace(ranged, nodes=(NodeSpec(A, ("erl",)), NodeSpec(c, ("erl",)), NodeSpec(d, ("erl",))))
+    allot_ports(others, store)
+    assert distribution_ports(others, store) == {str(A): first, str(c): third, str(d): second}
+
+
+def test_an_allotted_port_that_cannot_stay_is_an_error_with_both_ways_out(
+    spec: ClusterSpec, store: Store
+) -> None:
+    allot_ports(spec, store)
+    taken = distribution_ports(spec, store)[str(A)]
+    given = replace(spec, nodes=(NodeSpec(A, ("erl",)), NodeSpec(B, ("erl",), port=taken)))
+    with pytest.raises(
+        ConfigError, match=rf"nodes\.port: {A} was allotted port {taken}, which {B} is given now"
+    ):
+        distribution_ports(given, store)
+    with pytest.raises(ConfigError, match=r"listen_ports: .* is not from 1 to 2; change it back, or stop"):
+        provision(replace(spec, listen_ports=(1, 2)), store, NOW)
+
+
+def test_without_an_allotted_port_there_is_an_error_and_no_guess(spec: ClusterSpec, store: Store) -> None:
+    with pytest.raises(
+        StoreError, match=r"ports\.json: holds no port for a@127\.0\.0\.1; run `distsec init`"
+    ):
+        distribution_ports(spec, store)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"schema":2,"ports":{}}', b'{"schema":1,"ports":{"a":0}}'])
+def test_a_damaged_ports_file_is_an_error(spec: ClusterSpec, store: Store, content: bytes) -> None:
+    store.write("ports.json", content)
+    with pytest.raises(StoreError, match=r"ports\.json: is damaged"):
+        distribution_ports(spec, store)
+
+
+def test_a_port_in_use_names_the_process_that_holds_it() -> None:
+    (port,) = free_ports(1)
+    check_port_free("127.0.0.1", port)
+    holder = subprocess.Popen(
+        [
+            "python3",
+            "-c",
+            f"import socket; s = socket.create_server(('127.0.0.1', {port})); print(1, flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    try:
+        holder.stdout.readline()
+        with pytest.raises(
+            PortInUse, match=rf"127\.0\.0\.1:{port}: the port is in use by process {holder.pid} \("
+        ):
+            check_port_free("127.0.0.1", port)
+    finally:
+        holder.communicate(b"\n")
+    check_port_free("127.0.0.1", port)
+
+
+def test_a_port_that_is_being_allotted_is_seen_by_others() -> None:
+    with _listen("127.0.0.1", 0) as held, pytest.raises(PortInUse):
+        check_port_free("127.0.0.1", held.getsockname()[1])
+
+
+def test_an_address_that_is_not_of_this_host_is_said(spec: ClusterSpec, store: Store) -> None:
+    with pytest.raises(
+        PortInUse, match=r"192\.0\.2\.1:9100: cannot be listened on: this host has no such address"
+    ):
+        check_port_free("192.0.2.1", 9100)
+
+
+# ---- what is rendered
+# -----------------------------------------------------------------------------------------------
+
+
+def test_node_files_are_rendered_again_and_keys_stay(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    before = contents(store.root)
+    write_node_files(spec, store, spec.nodes[0], b"another policy\n")
+    after = contents(store.root)
+    assert {path for path in after if after[path] != before[path]} == {"nodes/a@127.0.0.1/policy.term"}
+    (store.root / "nodes/a@127.0.0.1/guard.term").unlink()
+    store.write("nodes/a@127.0.0.1/dist.conf", b"changed")
+    write_node_files(spec, store, spec.nodes[0], before["nodes/a@127.0.0.1/policy.term"])
+    assert contents(store.root) == before
+
+
+def test_each_node_has_its_own_default_cookie_and_one_with_each_peer(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    secret = cookies.load_secret(store)
+    pair = cookies.pair_cookie(secret, str(A), str(B)).reveal()
+    for node, other in ((A, B), (B, A)):
+        text = store.read(f"{node_directory(node)}/cookie.term")
+        assert re.findall(rb"<<\"([dp][0-9a-f]{64})\">>", text) == [
+            cookies.default_cookie(secret, str(node)).reveal(),
+            pair,
+        ]
+        assert {
+            name: each.reveal() for name, each in cookies_for(spec, store, node, [str(A), str(B)]).items()
+        } == {str(other): pair}
+        assert secret.reveal().hex().encode() not in text
+
+
+def test_a_denied_peer_is_given_no_cookie(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    save_overlay(store, Overlay().denying(str(B)))
+    write_node_files(spec, store, spec.nodes[0], b"")
+    assert str(B).encode() not in store.read("nodes/a@127.0.0.1/cookie.term")
+
+
+def test_agent_keys_are_32_bytes_and_each_nodes_own(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    keys = [agent_key(store, node).reveal() for node in (A, B)]
+    assert [len(key) for key in keys] == [32, 32]
+    assert keys[0] != keys[1]
+
+
+# ---- a real BEAM
+# ----------------------------------------------------------------------------------------------------
+
+HANDSHAKE = r"""
+{ok, _} = application:ensure_all_started(ssl),
+Options = fun(Node) ->
+    [{certfile, Dir ++ Node ++ "/certificate.pem"}, {keyfile, Dir ++ Node ++ "/key.pem"},
+     {cacertfile, Dir ++ Node ++ "/trust.pem"}, {verify, verify_peer}, {versions, ['tlsv1.3']}]
+end,
+{ok, Listen} = ssl:listen(0, [{ip, {127,0,0,1}}, {fail_if_no_peer_cert, true} | Options(Server)]),
+{ok, {_, Port}} = ssl:sockname(Listen),
+spawn(fun Accept() -> {ok, S} = ssl:transport_accept(Listen), ssl:handshake(S), Accept() end),
+Try = fun(Name) ->
+    Connected = ssl:connect({127,0,0,1}, Port, [{server_name_indication, Name} | Options(Client)], 5000),
+    element(1, Connected)
+end,
+io:format("~p ~p~n", [Try("127.0.0.1"), Try("127.0.0.2")]),
+[io:format("~p~n", [file:consult(Dir ++ Client ++ "/" ++ File)])
+ || File <- ["guard.term", "cookie.term", "dist.conf"]],
+halt().
+"""
+
+
+def test_erlang_takes_the_certificates_for_their_host_and_reads_the_files(
+    spec: ClusterSpec, store: Store, otp: Otp
+) -> None:
+    """OTP 25 looks for an IP-literal host among the DNS names, 27 and later among the IP addresses."""
+    provision(spec, store, NOW)
+    setting = f'Dir = "{store.root}/nodes/", Server = "{A}", Client = "{B}",'
+    done = subprocess.run(
+        [otp.erl, "-noinput", "-eval", setting + HANDSHAKE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("ok", "error", "{"))]
+    assert lines[0] == "ok error", done.stdout + done.stderr
+    assert [line.startswith("{ok,[") for line in lines[1:]] == [True] * 3
+
+
+def test_the_leaf_of_a_node_is_the_profile_of_its_address(spec: ClusterSpec, store: Store) -> None:
+    provision(replace(spec, nodes=(NodeSpec(A, ("erl",), address="127.0.0.9"),)), store, NOW)
+    leaf = ca.load_certificate(store, "nodes/a@127.0.0.1/certificate.pem")
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "127.0.0.9"]
