@@ -51,8 +51,8 @@ once(_Flag, [[Expected]], Expected) ->
 once(Flag, [], Expected) ->
     differs(Flag, "-~s ~ts is missing", [Flag, Expected]);
 once(Flag, Values, Expected) ->
-    differs(Flag, "-~s must be given once, as ~ts, and is given as ~0p; take it out of the command, "
-            "vm.args, args_file, ERL_FLAGS or ERL_ZFLAGS", [Flag, Expected, Values]).
+    differs(Flag, "-~s must be given once, as ~ts, and is given as ~0p; take it out of the "
+            "command, vm.args, args_file, ERL_FLAGS or ERL_ZFLAGS", [Flag, Expected, Values]).
 
 optfile(#{optfile := undefined}, Values, _) ->
     absent(ssl_dist_optfile, Values);

@@ -67,11 +67,12 @@ hex(Bytes) ->
 digit(N) when N < 10 -> $0 + N;
 digit(N) -> $a + N - 10.
 
-%% The issuer as text, for people: `CN=demo CA`. Never compared.
+%% The issuer as text, for people, most specific part first (RFC 4514, 2.1): `CN=CA,O=demo`. Never
+%% compared.
 -spec issuer(term()) -> binary().
 issuer({rdnSequence, Rdns}) when is_list(Rdns) ->
     Parts = [[short(Type), $=, text(value(Value))]
-             || Rdn <- lists:sublist(Rdns, 16), is_list(Rdn),
+             || Rdn <- lists:reverse(lists:sublist(Rdns, 16)), is_list(Rdn),
                 #'AttributeTypeAndValue'{type = Type, value = Value} <- lists:sublist(Rdn, 4)],
     text(iolist_to_binary(lists:join($,, Parts)));
 issuer(_) ->

@@ -21,7 +21,7 @@
 %% The tables belong to the caller.
 -spec new() -> ok.
 new() ->
-    ?SESSIONS = ets:new(?SESSIONS, [named_table, public, set, {write_concurrency, true}]),
+    ?SESSIONS = ets:new(?SESSIONS, [named_table, public, bag, {write_concurrency, true}]),
     ?LINKS = ets:new(?LINKS, [named_table, public, set]),
     ok.
 
@@ -43,31 +43,33 @@ remember(Address, Direction, #{identities := [Identity]} = Shown) ->
             ok
     end.
 
+%% The one live session with that peer. Two nodes that dial each other, or one that dials twice,
+%% may have several for a moment; if those differ in whom they are with, none is taken.
 -spec session(address() | undefined) -> {ok, map()} | error.
 session(Address) ->
-    case ets:lookup(?SESSIONS, Address) of
-        [{_, Session}] -> {ok, Session};
-        [] -> error
+    Live = [Session || {_, #{process := Pid} = Session} <- ets:lookup(?SESSIONS, Address),
+                       is_process_alive(Pid)],
+    case lists:usort([maps:remove(process, Session) || Session <- Live]) of
+        [_] -> {ok, lists:last(Live)};
+        _ -> error
     end.
 
 %% Forgets sessions whose process is gone.
 -spec sweep() -> ok.
 sweep() ->
-    ets:foldl(fun({Address, #{process := Pid}}, ok) ->
-                      case is_process_alive(Pid) of
-                          true -> ok;
-                          false -> ets:delete(?SESSIONS, Address), ok
-                      end
+    ets:foldl(fun({_, #{process := Pid}} = Entry, ok) ->
+                      _ = is_process_alive(Pid) orelse ets:delete_object(?SESSIONS, Entry),
+                      ok
               end, ok, ?SESSIONS).
 
 %% Ends the sessions, pending handshakes among them, for which Denied says true.
 -spec end_sessions(fun((map()) -> boolean())) -> ok.
 end_sessions(Denied) ->
-    ets:foldl(fun({Address, #{process := Pid} = Session}, ok) ->
-                      case Denied(Session) of
-                          true -> exit(Pid, kill), ets:delete(?SESSIONS, Address), ok;
-                          false -> ok
-                      end
+    ets:foldl(fun({_, #{process := Pid} = Session} = Entry, ok) ->
+                      _ = Denied(Session)
+                          andalso exit(Pid, kill)
+                          andalso ets:delete_object(?SESSIONS, Entry),
+                      ok
               end, ok, ?SESSIONS).
 
 %% ---- links ------------------------------------------------------------------------------------

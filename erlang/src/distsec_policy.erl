@@ -8,7 +8,7 @@
 
 -export([parse/2, decide/2, digest/1]).
 -export([in_force/0, put_in_force/2, summary/0]).
--export([peer/2, peers/1, glob_matches/2]).
+-export([peer/2, peers/1, lists/1, glob_matches/2]).
 
 -export_type([policy/0, claim/0, decision/0]).
 
@@ -229,6 +229,18 @@ peers(#{peers := Peers, denied := Denied}) ->
              Address =/= undefined, not lists:member(Name, Denied)];
 peers(undefined) ->
     [].
+
+%% Whether the policy in force lists that name, exactly or by a pattern, and does not deny it.
+-spec lists(binary()) -> boolean().
+lists(Name) ->
+    case in_force() of
+        #{denied := Denied, rules := Rules} = Policy ->
+            not lists:member(Name, Denied)
+                andalso (peer(Name, Policy) =/= error
+                         orelse [] =/= [R || #{pattern := P} = R <- Rules, glob_matches(P, Name)]);
+        undefined ->
+            false
+    end.
 
 %% `*` stands for any run of characters before the @; the host is compared exactly.
 -spec glob_matches(binary(), binary()) -> boolean().

@@ -10,8 +10,13 @@
 -define(SUBSCRIBE_EVERY_MS, 20).
 -define(AUDIT_EVERY_MS, 1000).
 -define(KICK_EVERY_MS, 2).
+-define(SETTLE_EVERY_MS, 1).
+-define(SETTLE_MS, 300).
 
--type state() :: #{subscribed := boolean(), kickers := #{node() => pid()}}.
+%% `settling`: links that are up while net_kernel has not told yet with whom (see up/3), and the
+%% monotonic time in milliseconds until which that is waited for.
+-type state() :: #{subscribed := boolean(), kickers := #{node() => pid()},
+                   settling := #{node() => integer()}}.
 
 -spec start_link() -> {ok, pid()} | ignore | {error, term()}.
 start_link() ->
@@ -54,7 +59,7 @@ await_down(Left, Deadline) ->
 -spec init([]) -> {ok, state(), {continue, subscribe}}.
 init([]) ->
     process_flag(priority, high),
-    {ok, #{subscribed => false, kickers => #{}}, {continue, subscribe}}.
+    {ok, #{subscribed => false, kickers => #{}, settling => #{}}, {continue, subscribe}}.
 
 -spec handle_continue(subscribe, state()) -> {noreply, state()}.
 handle_continue(subscribe, State) ->
@@ -100,6 +105,11 @@ handle_info({details, Node, Since, Details}, State) ->
         _ -> ok
     end,
     {noreply, State};
+handle_info({settle, Node, NodeType}, #{settling := Settling} = State) ->
+    case is_map_key(Node, Settling) of
+        true -> {noreply, up(Node, NodeType, State)};
+        false -> {noreply, State}
+    end;
 handle_info(subscribe, State) ->
     {noreply, subscribe(State)};
 handle_info(audit, State) ->
@@ -113,8 +123,35 @@ handle_info(_, State) ->
 
 %% ---- links -------------------------------------------------------------------------------------
 
-up(Node, NodeType, State) ->
-    {Link0, Session} = distsec_links:describe(Node, NodeType),
+%% The emulator says nodeup before net_kernel has the address of the link in its table
+%% (dist_util:connection/1: do_setnode comes before mark_nodeup), so at first it may not be known
+%% which session this is. Who claims a listed name is given a moment; who does not is ended at once.
+up(Node, NodeType, #{settling := Settling} = State) ->
+    {Link, Session} = distsec_links:describe(Node, NodeType),
+    Now = erlang:monotonic_time(millisecond),
+    case Session =:= undefined andalso may_settle(Link) of
+        true when map_get(Node, Settling) > Now ->
+            settle(Node, NodeType, State);
+        true when not is_map_key(Node, Settling) ->
+            settle(Node, NodeType, State#{settling := Settling#{Node => Now + ?SETTLE_MS}});
+        _ ->
+            settled(Node, Link, Session, State#{settling := maps:remove(Node, Settling)})
+    end.
+
+settle(Node, NodeType, State) ->
+    erlang:send_after(?SETTLE_EVERY_MS, self(), {settle, Node, NodeType}),
+    State.
+
+%% Whether an identity could still make this link one that is allowed.
+may_settle(#{identity := undefined} = Link) ->
+    case decide(Link) of
+        {deny, no_identity, _} -> distsec_policy:lists(maps:get(peer, Link));
+        _ -> false
+    end;
+may_settle(_) ->
+    false.
+
+settled(Node, Link0, Session, State) ->
     Started = erlang:monotonic_time(),
     Decision = decide(Link0),
     count(Link0, Decision, erlang:monotonic_time() - Started),
@@ -139,7 +176,7 @@ announce(Node, Link) ->
     distsec_links:put(Node, Link),
     distsec_report:critical(link_up, #{link => Link}).
 
-down(Node, Why, State) ->
+down(Node, Why, #{settling := Settling} = State) ->
     case distsec_links:take(Node) of
         {ok, Link} ->
             distsec_report:critical(link_down, #{link => Link,
@@ -148,7 +185,7 @@ down(Node, Why, State) ->
         error ->
             ok
     end,
-    State.
+    State#{settling := maps:remove(Node, Settling)}.
 
 %% Every link that is up, against the policy that is in force now.
 audit(#{subscribed := false} = State) ->
@@ -156,14 +193,15 @@ audit(#{subscribed := false} = State) ->
 audit(State) ->
     lists:foldl(fun audit_node/2, State, nodes(connected)).
 
-audit_node(Node, State) ->
+audit_node(Node, #{settling := Settling} = State) ->
     case distsec_links:find(Node) of
+        error when is_map_key(Node, Settling) ->
+            case distsec_policy:lists(atom_to_binary(Node, utf8)) of
+                true -> State;
+                false -> up(Node, node_type(Node), State) % the policy has changed meanwhile
+            end;
         error ->
-            NodeType = case lists:member(Node, nodes(hidden)) of
-                           true -> hidden;
-                           false -> visible
-                       end,
-            up(Node, NodeType, State);
+            up(Node, node_type(Node), State);
         {ok, #{verdict := Verdict} = Link} ->
             case {Verdict, decide(Link)} of
                 {allow, {allow, _}} ->
@@ -176,6 +214,12 @@ audit_node(Node, State) ->
                     distsec_links:put(Node, judged(Link, Decision)),
                     kick(Node, State)
             end
+    end.
+
+node_type(Node) ->
+    case lists:member(Node, nodes(hidden)) of
+        true -> hidden;
+        false -> visible
     end.
 
 decide(#{identity := Identity, direction := Direction} = Shown) ->
