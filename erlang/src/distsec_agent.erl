@@ -26,7 +26,7 @@
                    outbox := [term()], snapshot_due := boolean(), heartbeat_due := boolean(),
                    cursors := #{distsec_ring:lane() => non_neg_integer()},
                    seen := #{distsec_ring:lane() => non_neg_integer()},
-                   worker := undefined | {pid(), reference(), integer()},
+                   worker := undefined | {pid(), reference(), integer() | stale},
                    commands := [{integer(), atom(), map()}]}.
 
 -spec start_link() -> {ok, pid()} | ignore | {error, term()}.
@@ -74,6 +74,8 @@ handle_info({tcp_error, Socket, _}, #{socket := Socket} = State) ->
     {noreply, close(State)};
 handle_info({'EXIT', Writer, _}, #{writer := Writer} = State) ->
     {noreply, close(State#{writer := undefined})};
+handle_info({'DOWN', Reference, process, _, _}, #{worker := {_, Reference, stale}} = State) ->
+    {noreply, next_command(State#{worker := undefined})};
 handle_info({'DOWN', Reference, process, _, Why}, #{worker := {_, Reference, Id}} = State) ->
     Reply = case Why of
                 {done, Status, Fields} -> {reply, Id, Status, Fields};
@@ -108,9 +110,9 @@ terminate(_Why, State) ->
 %% the flags already, so this waits for net_kernel, and for nothing else.
 check_name(State) ->
     Name = maps:get(node, distsec_guard:guard()),
-    case atom_to_binary(node(), utf8) of
-        Name -> connect(State#{phase := closed});
-        _ -> erlang:send_after(?NAME_EVERY_MS, self(), check_name), State
+    case atom_to_binary(node(), utf8) =:= Name andalso distsec_snapshot:carrier() =/= undefined of
+        true -> connect(State#{phase := closed});
+        false -> erlang:send_after(?NAME_EVERY_MS, self(), check_name), State
     end.
 
 connect(State) ->
@@ -139,8 +141,13 @@ close(#{socket := undefined} = State) ->
 close(#{socket := Socket, writer := Writer} = State) ->
     _ = is_pid(Writer) andalso begin unlink(Writer), exit(Writer, kill) end,
     _ = gen_tcp:close(Socket),
+    %% Who asked is gone, so an answer that is still being worked on goes to nobody.
+    Worker = case maps:get(worker, State) of
+                 {Pid, Reference, _} -> {Pid, Reference, stale};
+                 undefined -> undefined
+             end,
     retry(State#{phase := closed, socket := undefined, writer := undefined, writing := false,
-                 outbox := [], snapshot_due := false}).
+                 outbox := [], snapshot_due := false, worker := Worker, commands := []}).
 
 write(Agent, Socket) ->
     receive

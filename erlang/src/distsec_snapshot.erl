@@ -1,7 +1,7 @@
 %% What the node says of itself: the snapshot on each connect, and the heartbeat.
 -module(distsec_snapshot).
 
--export([take/0, heartbeat/0]).
+-export([take/0, heartbeat/0, carrier/0]).
 
 -define(CARRIER, {distsec, carrier}).
 
@@ -34,6 +34,7 @@ heartbeat() ->
 %% Which carrier net_kernel really listens with, from its own state rather than from the flags.
 %% Its layout is internal: element 1 of a listener is `listen`, the last is the module
 %% (net_kernel.erl, #listen{}, OTP 25 to 29). It does not change while the VM runs.
+-spec carrier() -> binary() | undefined.
 carrier() ->
     case persistent_term:get(?CARRIER, undefined) of
         undefined ->
@@ -50,7 +51,10 @@ ask_carrier() ->
             Modules = [element(tuple_size(L), L) || [_ | _] = List <- Fields, L <- List,
                                                     is_tuple(L), element(1, L) =:= listen],
             Names = [binary:replace(atom_to_binary(M, utf8), <<"_dist">>, <<>>) || M <- Modules],
-            iolist_to_binary(lists:join($,, Names))
+            case Names of
+                [] -> undefined;
+                _ -> iolist_to_binary(lists:join($,, Names))
+            end
     catch
         exit:_ -> undefined
     end.
