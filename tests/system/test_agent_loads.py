@@ -17,7 +17,7 @@ io:format("~b ~0p", [length(filelib:wildcard("*.beam")), Bad]), halt().
 def test_every_module_of_the_oldest_release_s_build_is_loaded_by_every_release(
     otp: Otp, agent_ebin: Path
 ) -> None:
-    """OTP 29 refuses some of what OTP 25's compiler makes of sized binary patterns, and says so at boot only."""
+    """OTP 29 refuses some of what OTP 25's compiler makes of sized binary patterns, and only at boot."""
     done = subprocess.run(
         [otp.erl, "-noinput", "-pa", ".", "-eval", LOAD],
         cwd=agent_ebin,
