@@ -1,7 +1,8 @@
-"""`distsec run`: wires configuration, state, supervisor, control socket and metrics together; signals; sd_notify.
+"""`distsec run`: wires configuration, state, supervisor, control socket and metrics together; signals;
+sd_notify.
 
-Whatever can be wrong beforehand (configuration, state directory, ports, a missing `erl`) is found out before anything
-is started, and raised as the DistsecError that says so.
+Whatever can be wrong beforehand (configuration, state directory, ports, a missing `erl`) is found out before
+anything is started, and raised as the DistsecError that says so.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ FLUSH_SECONDS = 1.0
 
 
 def run(config_path: Path) -> int:
-    """Runs the orchestrator until SIGTERM or SIGINT; returns the exit code. Raises DistsecError before it runs."""
+    """Runs the orchestrator until SIGTERM or SIGINT; returns the exit code. Raises DistsecError before it
+    runs.
+    """
     os.umask(0o077)
     logger = make_logger()
     spec = load(config_path, os.environ)
@@ -105,6 +108,16 @@ async def _serve(spec: ClusterSpec, config_path: Path, store: Store, logger: Log
         complete=lambda new: provision(new, store, time.time()),
     )
     ending = asyncio.Event()
+    _on_signals(supervisor, ending, logger)
+    asyncio.get_running_loop().set_exception_handler(
+        lambda loop, context: log_line(
+            logger,
+            "error",
+            "unexpected",
+            what=str(context.get("message")),
+            error=repr(context.get("exception")),
+        )
+    )
     async with contextlib.AsyncExitStack() as stack:
         where = await stack.enter_async_context(_metrics_site(spec, metrics))
         # Before the nodes: a socket that cannot be had is found out while nothing runs.
@@ -122,7 +135,6 @@ async def _serve(spec: ClusterSpec, config_path: Path, store: Store, logger: Log
         flusher = asyncio.create_task(_flush(event_log))
         stack.callback(flusher.cancel)
         stack.callback(event_log.flush)
-        _on_signals(supervisor, ending, logger)
         log_line(
             logger, "info", "ready", version=__version__, cluster=spec.name, metrics=where, pid=os.getpid()
         )

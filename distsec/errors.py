@@ -113,6 +113,12 @@ class NotFound(DistsecError):
     exit_code = 68
 
 
+class GuardNotInForce(DistsecError):
+    """A node was given something that takes its guard out of force, and is not started (EX_CONFIG)."""
+
+    exit_code = 78
+
+
 class NotAcknowledged(DistsecError):
     """A policy change was not acknowledged by all nodes in time and was rolled back (EX_TEMPFAIL)."""
 

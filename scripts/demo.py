@@ -262,17 +262,21 @@ def metrics_address(spec: ClusterSpec, store: Store) -> str | None:
 
 
 def show(demo: Demo, address: str | None) -> None:
-    """The status as people see it, and what the metrics say of the intruders."""
+    """The status as people see it, and what the metrics say of the intruders (and that none was linked)."""
     say("distsec status")
     subprocess.run([*DISTSEC, "status", "-c", str(demo.config)], stdin=subprocess.DEVNULL)
     if address:
         say(f"metrics: {address}")
         with urllib.request.urlopen(address, timeout=5) as answer:
             text = answer.read().decode()
-        lines = [line for line in text.splitlines() if line.startswith("distsec_security_refusals_total")]
-        if not lines:
-            raise DemoFailed("the metrics count no refusal")
-        print("\n".join(lines))
+        lines = [line for line in text.splitlines() if line.startswith("distsec_security_refusals_total{")]
+        counted = [line for line in lines if not line.endswith(" 0.0")]
+        print("\n".join(counted))
+        for attempt in ATTEMPTS:
+            if not any(f'reason="{attempt.reason}"' in line for line in counted):
+                raise DemoFailed(f"the metrics count no {attempt.reason}")
+        if any('reason="unlisted_link"' in line for line in counted):
+            raise DemoFailed("an unlisted link was up for a moment: see distsec_security_refusals_total")
 
 
 def perform(demo: Demo) -> None:

@@ -41,9 +41,10 @@ class ForbiddenFlag:
     flag: str
     where: str
     why: str
+    do: str = "take it out"
 
     def __str__(self) -> str:
-        return f"{escape(self.flag, 40)} in {escape(self.where, 200)}: {self.why}; take it out"
+        return f"{escape(self.flag, 40)} in {escape(self.where, 200)}: {self.why}; {self.do}"
 
 
 def find_forbidden(
@@ -69,7 +70,8 @@ def find_forbidden(
 def find_forbidden_in_vm(node: str, generated: Sequence[str], argv: Sequence[str]) -> ForbiddenFlag | None:
     """The same for the `argv` of a BEAM process, of which the `generated` words are distsec's own.
 
-    erlexec puts the contents of every args_file and variable there, so nothing is hidden.
+    erlexec puts the contents of every args_file and variable there, so nothing is hidden. A BEAM without the
+    generated words is none of ours to judge (a wrapper's helper), unless it takes a node name.
     """
     own = list(generated)
     rest: list[str] = []
@@ -78,7 +80,19 @@ def find_forbidden_in_vm(node: str, generated: Sequence[str], argv: Sequence[str
             own.pop(0)
         else:
             rest.append(word)
-    return _scan(node, rest, "the flags of the emulator", lambda _: None, 0)
+    where = "the flags of the emulator"
+    if own:
+        named = next((word for word in _before_extra(rest) if word in _NAMES), None)
+        if named is None:
+            return None
+        return ForbiddenFlag(
+            named, where, "ERL_AFLAGS, which brings the guard, is missing", "leave it in the environment"
+        )
+    return _scan(node, rest, where, lambda _: None, 0)
+
+
+def _before_extra(words: list[str]) -> list[str]:
+    return words[: words.index("-extra")] if "-extra" in words else words
 
 
 def _scan(node: str, words: list[str], where: str, read_file: ReadFile, depth: int) -> ForbiddenFlag | None:

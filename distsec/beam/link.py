@@ -5,16 +5,14 @@ not of this node is dropped before a byte of it is read; at most 4 at once may b
 seconds; one agent at a time. Whatever bytes come, the worst is that this connection is dropped and
 `on_refused` says why.
 
-Fairness: a slice of work for one node takes 4 ms (checked every 16 KiB; a slice that took longer is waited
-for as long again), then the event loop runs everything else, and the node's socket is not read meanwhile. So
-a node that floods fills its own socket buffer and then its own ring. What is handed on is acknowledged once
-per slice.
+`agent_peer` is the connection itself; it keeps a node that floods from taking more than its share of time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +76,7 @@ class AgentServer:
         self._closing: set[Peer] = set()
         self._launch = ""
         self._handed_on: dict[Lane, int] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1 + secrets.randbelow(2**32))  # not an earlier orchestrator's
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._listening: Listening | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -133,6 +131,8 @@ class AgentServer:
             peer.send_command(number, kind, arguments)
             async with asyncio.timeout(timeout):
                 reply: Reply = await future
+        except ValueError as error:
+            raise self._failed(kind, "too_long", str(error)) from None
         except TimeoutError:
             raise self._failed(kind, "timeout", f"no answer in {timeout:g} s") from None
         finally:
@@ -148,16 +148,15 @@ class AgentServer:
         )
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Accepts at a bounded rate, so that connecting in a loop slows the one who does it, and nobody else."""
+        """Accepts at a bounded rate: whoever connects in a loop is slowed, and nobody else."""
         loop = asyncio.get_running_loop()
         allowance, counted_at = float(ACCEPT_BURST), loop.time()
         while True:
             try:
                 accepted, _ = await loop.sock_accept(listener)
-            except OSError:  # no descriptors left
-                allowance = 0.0
-            else:
                 await loop.connect_accepted_socket(lambda: Peer(self), accepted)
+            except OSError:  # no descriptors left, or the other side has gone already
+                allowance = 0.0
             now = loop.time()
             allowance = min(ACCEPT_BURST, allowance + (now - counted_at) * ACCEPTS_PER_SECOND) - 1
             counted_at = now

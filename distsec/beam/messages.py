@@ -1,7 +1,6 @@
 """What an agent may say once its connection is open (docs/port-protocol.md), as values. `reading` makes them.
 
-Whatever text is in one of them has passed `model.text.escape` and is bounded; choices are members of closed
-sets.
+Texts in them have passed `model.text.escape` and are bounded; choices are members of closed sets.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class CheckAction(StrEnum):
     LINK_OUT = "link_out"
 
 
-ERROR_REASONS: Final = frozenset({*PolicyFault, "links_remain"})
+ERROR_REASONS: Final = frozenset({*PolicyFault, "links_remain", "busy", "crashed", "unknown"})
 """`reason` of an error reply. What else an agent says there is read as `other`."""
 
 

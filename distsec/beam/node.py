@@ -27,9 +27,12 @@ SURVIVOR_GRACE_SECONDS = 3.0
 """Between SIGTERM and SIGKILL for what is left of a node whose leader has died."""
 
 _ALIVE_CHECK_SECONDS = 1.0
-_ALIVE_SLACK_TICKS = 5 * proc.CLOCK_TICKS_PER_SECOND
+_ALIVE_SLACK_TICKS = 2 * proc.CLOCK_TICKS_PER_SECOND
 """A pid cannot come round within these few seconds after its process was seen alive (pid_max is at least
 32,768)."""
+
+_SWEEPS = 5
+"""Passes over what is left; whoever still forks after these is reported in `survivors`."""
 
 _RUN_SCHEMA = 1
 
@@ -334,14 +337,19 @@ class NodeProcess:
         await self._exited.wait()
         known_alive = self._known_alive + _ALIVE_SLACK_TICKS
         left: list[session.Member] = []
-        for _ in range(3):  # what is being ended may have forked meanwhile
-            found = session.leftovers(
-                self._leader, self.log.path, held=self._child is not None, known_alive=known_alive
+        clean = 0
+        for _ in range(_SWEEPS):
+            found = await asyncio.to_thread(
+                session.leftovers,
+                self._leader,
+                self.log.path,
+                held=self._child is not None,
+                known_alive=known_alive,
             )
-            if not found:
-                left = []
-                break
             left = await session.end(found, SURVIVOR_GRACE_SECONDS)
+            clean = 0 if found else clean + 1
+            if clean == 2:  # one pass over /proc can miss what forks, or calls exec, while it lasts
+                break
         self.survivors = tuple(left)
         # Reaped last: as long as our zombie is there, its pid, group and session number are nobody else's.
         ended = Exit()

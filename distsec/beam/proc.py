@@ -158,6 +158,27 @@ def tree(pid: int) -> list[int]:
     return sorted(found)
 
 
+def children(pid: int) -> list[int]:
+    """The pids of its children; a few reads (CONFIG_PROC_CHILDREN). One that is just being forked may be
+    missing."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(_PROC / str(pid) / "task")  # noqa: PTH208  names are enough
+    except OSError:
+        return found
+    for thread in threads:
+        content = _read(pid, f"task/{thread}/children")
+        found.extend(int(child) for child in (content or b"").split())
+    return found
+
+
+def arguments(pid: int) -> tuple[str, ...]:
+    """The arguments it was given by exec, as the file system encodes them; empty when it is gone, a zombie,
+    or between two programs."""
+    content = _read(pid, "cmdline")
+    return tuple(os.fsdecode(word) for word in content.removesuffix(b"\0").split(b"\0")) if content else ()
+
+
 def session_members(session: int) -> list[Stat]:
     """All processes of that session that can still run code, its leader included."""
     return [each for each in everything() if each.session == session and each.alive]

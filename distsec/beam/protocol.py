@@ -1,10 +1,10 @@
-"""One agent's connection as a state machine without I/O, time or randomness: bytes in, messages out, bytes to
-send.
+"""One agent's connection as a state machine, without I/O: bytes in; messages, and bytes to send, out.
 
 docs/port-protocol.md is the specification; `link` does the I/O. The states and what leads where:
 
-    HELLO ──hello──▶ PROOF ──proof──▶ ADMISSION ──admit()──▶ SNAPSHOT ──snapshot──▶ OPEN ⟲ event, heartbeat,
-    reply any ──refuse()──▶ CLOSED
+    HELLO ──hello──▶ PROOF ──proof──▶ ADMISSION ──admit()──▶ SNAPSHOT ──snapshot──▶ OPEN
+    OPEN ──event, heartbeat, reply──▶ OPEN
+    any ──refuse()──▶ CLOSED
 
 Whatever is not in the table raises ProtocolError and changes nothing: the same bytes raise it again. Nothing
 that an agent says has any effect before it has proven that it has the node's key.
@@ -53,7 +53,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, State]]] = {
     State.HELLO: {"hello": State.PROOF},
     State.PROOF: {"proof": State.ADMISSION},
     State.ADMISSION: {},
-    State.SNAPSHOT: {"snapshot": State.OPEN},
+    State.SNAPSHOT: {"snapshot": State.OPEN, "reply": State.SNAPSHOT},
     State.OPEN: {"event": State.OPEN, "heartbeat": State.OPEN, "reply": State.OPEN},
     State.CLOSED: {},
 }
@@ -221,12 +221,14 @@ class AgentConnection:
         _arity(term, 2)
         return reading.heartbeat(term[1])
 
-    def _reply(self, term: tuple[Term, ...]) -> Reply:
+    def _reply(self, term: tuple[Term, ...]) -> Reply | None:
         _arity(term, 4)
         number = term[1]
-        kind = self._outstanding.get(number) if type(number) is int else None
-        if kind is None or type(number) is not int:
-            _wrong("a reply to no command")
+        if type(number) is not int:
+            _wrong("reply: to what")
+        kind = self._outstanding.get(number)
+        if kind is None:
+            return None  # to a command of an earlier connection, which nobody waits for any more
         reply = reading.reply(number, kind, term[2], term[3])
         if kind is Command.STATUS and reply.ok:
             self._own(reply.fields["snapshot"])

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from distsec.beam.erlang_text import Symbol, Term, erlang_atom, erlang_binary, erlang_term
 from distsec.beam.tls_options import Role, refuse_illegal, tls_options
@@ -25,10 +25,12 @@ from distsec.model.policy import Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
 
 __all__ = [
+    "FlagFields",
     "cookie_file",
     "erl_aflags",
     "erlang_binary",
     "escape_for_erlexec",
+    "flag_words",
     "guard_file",
     "optfile",
     "policy_document",
@@ -231,18 +233,43 @@ def _utc(seconds: int) -> str:
 # ---- flags -------------------------------------------------------------------------------------------------
 
 
-def erl_aflags(
-    *, node: NodeName, carrier: Carrier, directory: str, ebin: str, address: str, port: int
-) -> str:
+class FlagFields(TypedDict):
+    """What a node's flags are made of. `directory` (of the node) and `ebin` (of the agent) are absolute."""
+
+    node: NodeName
+    carrier: Carrier
+    directory: str
+    ebin: str
+    address: str
+    port: int
+
+
+def erl_aflags(**fields: Unpack[FlagFields]) -> str:
     """The value of ERL_AFLAGS that puts the guard into a node's VM, whatever command starts it.
 
-    `directory` (of the node) and `ebin` (of the agent) are absolute. It holds no secret: environments can be
-    read in /proc. Raises ConfigError for what the emulator would not get as it is.
+    It is made of `flag_words`. Raises ConfigError for what the emulator would not get as it is.
     """
+    flags = " ".join(map(escape_for_erlexec, flag_words(**fields)))
+    if len(os.fsencode(flags)) > _MAX_ENVIRONMENT_BYTES:
+        raise _refused(
+            "cluster.state_dir",
+            "ERL_AFLAGS would be longer than an environment variable may be",
+            "shorten it",
+        )
+    return flags
+
+
+def flag_words(**fields: Unpack[FlagFields]) -> list[str]:
+    """The flags of `erl_aflags` as the emulator gets them, one argument each.
+
+    They hold no secret: arguments and environments can be read in /proc. Raises ConfigError.
+    """
+    node, carrier, directory = fields["node"], fields["carrier"], fields["directory"]
+    address, port = fields["address"], fields["port"]
     interface = _interface_term(carrier, address)
     words = ["-distsec_dir", _text_path(directory)]
     words += ["-mode", "interactive"]  # -s and -proto_dist fail in embedded releases; the first -mode wins
-    words += ["-pa", _text_path(ebin)]
+    words += ["-pa", _text_path(fields["ebin"])]
     words += ["-name" if node.long else "-sname", str(node)]
     words += ["-proto_dist", proto_dist(carrier, address)]
     if _carries_tls(carrier):
@@ -259,14 +286,7 @@ def erl_aflags(
         "inet_dist_connect_options",
         erlang_term(_BUFFERS),
     ]
-    flags = " ".join(map(escape_for_erlexec, words))
-    if len(os.fsencode(flags)) > _MAX_ENVIRONMENT_BYTES:
-        raise _refused(
-            "cluster.state_dir",
-            "ERL_AFLAGS would be longer than an environment variable may be",
-            "shorten it",
-        )
-    return flags
+    return words
 
 
 def escape_for_erlexec(word: str) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -32,7 +33,10 @@ KILL_DEADLINE_SECONDS = 5.0
 """How long after SIGKILL a process may still be there (in the kernel, on a dead disk) before it is given
 up."""
 
-_BEAM = "beam"  # beam.smp, beam.debug.smp: the process name that erlexec leaves (erts/etc/common/erlexec.c)
+_BEAM = re.compile(r"erl|erlexec|beam(\.\w+)*")
+"""What a BEAM's process is called, from the script `erl` to beam.smp (erts/etc/common/erlexec.c). Its helper
+erl_child_setup is not among them: it has a session of its own and goes when its BEAM goes.
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,7 +73,7 @@ def leftovers(
             before = known_alive is not None and each.start_time <= known_alive
             ours = held or before or mark.is_on(each.pid)
         else:
-            ours = each.name.startswith(_BEAM) and each.terminal == 0 and mark.is_on(each.pid)
+            ours = _BEAM.fullmatch(each.name) is not None and each.terminal == 0 and mark.is_on(each.pid)
         if ours and not (leader is not None and each.pid == leader.pid):
             found.append(Member(each.pid, each.start_time))
     return found

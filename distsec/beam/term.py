@@ -1,5 +1,4 @@
-"""The External Term Format, bounded: bytes from a node become a term or one ProtocolError, soon and in little
-room.
+"""The External Term Format, bounded: bytes from a node become a term or one ProtocolError, and soon.
 
 A managed node may be compromised, so nothing is taken from it that was not asked for: only the tags of
 docs/port-protocol.md, at most 16 levels, 65,536 elements and integers of 64 bytes; a declared size is
@@ -80,7 +79,7 @@ _WORDS: Final = """
     verdict reason type at_ms link detail generation digest claimed rule sequence dropped checks check_seconds
     check_micros_sum infinity in out allow deny link_up link_down violation policy_applied policy_rejected
     guard refusal handshake_in handshake_out link_in link_out signature malformed cluster links_remain policy
-    disconnect status stop
+    disconnect status stop busy crashed unknown
 """
 _KNOWN: Final[dict[bytes, Atom | bool | None]] = {
     **{word.encode(): Atom(word) for word in (*_WORDS.split(), *Reason)},

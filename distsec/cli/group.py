@@ -5,6 +5,7 @@ Imports click and nothing else that takes time: `distsec --help` and a mistyped 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,7 +20,8 @@ from distsec.model.text import escape
 EX_USAGE = 64
 EX_SOFTWARE = 70
 INTERRUPTED = 130
-"""128 + SIGINT, as shells say it."""
+READER_GONE = 141
+"""128 + SIGINT and 128 + SIGPIPE, as shells say it."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("distsec.cli.init:command", "Write a configuration, a CA, and a key and certificate per node."),
@@ -70,6 +72,18 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """The command's result; whoever read stdout may go away (`distsec events | head -1`)."""
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered has to go somewhere, or the interpreter complains at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return READER_GONE
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -91,33 +105,20 @@ class LazyGroup(click.Group):
                 import traceback
 
                 traceback.print_exception(error)
-            _end(_told(error))
+            sys.exit(_told(error))
         if standalone_mode:
-            _end(result if isinstance(result, int) else 0)
+            sys.exit(result if isinstance(result, int) else 0)
         return result
-
-
-def _end(code: int) -> NoReturn:
-    """Ends with `code`, though whoever read stdout may have gone (`distsec events | head -1`)."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
 
 
 def _told(error: BaseException) -> int:
     """Says what `error` is, one line for each problem, on stderr; returns the exit code."""
     match error:
-        case click.exceptions.NoArgsIsHelpError():
-            click.echo(error.format_message(), err=True)
-            return EX_USAGE
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "distsec"
             message = escape(error.format_message().replace("\n", " "), 1000).rstrip(".")
-            click.echo(f"{path}: {message}; see `{path} --help`", err=True)
+            stop = "" if message.endswith("?") else ";"
+            click.echo(f"{path}: {message}{stop} see `{path} --help`", err=True)
             return EX_USAGE
         case click.ClickException():
             click.echo(f"distsec: {escape(error.format_message(), 1000)}", err=True)
@@ -127,8 +128,6 @@ def _told(error: BaseException) -> int:
         case DistsecError():
             show_error(error)
             return error.exit_code
-        case BrokenPipeError():
-            return 0
         case OSError():
             where = f"{escape(str(error.filename))}: " if error.filename else ""
             click.echo(f"distsec: {where}{escape(error.strerror or str(error), 1000)}", err=True)
@@ -152,14 +151,19 @@ def set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> No
 @click.group(
     "distsec",
     cls=LazyGroup,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
     "--debug", is_flag=True, expose_value=False, callback=set_debug, help="Show tracebacks of errors."
 )
 @click.version_option(__version__, "--version", prog_name="distsec", message="%(prog)s %(version)s")
-def distsec() -> None:
+@click.pass_context
+def distsec(ctx: click.Context) -> None:
     """Starts, watches and guards clusters of BEAM nodes over mutual-TLS distribution."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(EX_USAGE)
 
 
 def main() -> NoReturn:

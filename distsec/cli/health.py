@@ -12,9 +12,6 @@ from distsec.model.policy import Reason, Verdict
 
 ALL_WELL, DEGRADED, VIOLATION, NO_ANSWER = 0, 1, 2, 3
 
-GUARD_REASONS = frozenset({Why.CARRIER_NOT_IN_FORCE, Why.GUARD_REFUSED})
-"""Why a node was ended that would have listened unguarded."""
-
 AT_REST = frozenset({Why.OPERATOR, Why.EXITED})
 """Why a node may well be STOPPED: it was told to, or its restart policy lets it end."""
 
@@ -75,7 +72,8 @@ def _degraded(node: Mapping[str, Any], wanted_generation: object) -> Iterator[st
 
 
 def _guard_not_in_force(node: Mapping[str, Any]) -> bool:
-    return node.get("reason") in GUARD_REASONS and node.get("state") in {NodeState.FATAL, NodeState.STOPPING}
+    ended = node.get("state") in {NodeState.FATAL, NodeState.STOPPING}
+    return ended and node.get("reason") == Why.CARRIER_NOT_IN_FORCE
 
 
 def _why(node: Mapping[str, Any]) -> str:

@@ -93,6 +93,10 @@ def _console() -> Console:
     """Colours on a terminal only, and there not with NO_COLOR; piped, it is plain and 80 columns wide."""
     from rich.console import Console
 
-    return Console(
-        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS
-    )
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            """rich would end with 1 here, which is `degraded`; the group knows better."""
+            raise  # rich calls this while it handles the BrokenPipeError
+
+    columns = None if sys.stdout.isatty() else PIPE_COLUMNS
+    return Terminal(highlight=False, markup=False, emoji=False, width=columns)

@@ -8,6 +8,7 @@ The words (status, events, effects) are in `core.node_status`, what each arrow d
     STARTING, RUNNING ──ProcessExited──▶ BACKOFF ──Tick──▶ STARTING      (by the restart policy; else STOPPED)
     STARTING, RUNNING ──StopRequested──▶ STOPPING ──ProcessExited──▶ STOPPED
     STARTING, RUNNING ──GuardDisproven, GuardRefused, no proof in time──▶ STOPPING ──ProcessExited──▶ FATAL
+    STARTING ──ForbiddenFlagFound──▶ STOPPING ──ProcessExited──▶ FATAL
     BACKOFF ◀── exit ── … more than `restart_intensity` restarts in `restart_period_seconds` ──▶ FATAL
 
 Three rules hold whatever comes in whatever order (tests/unit/test_lifecycle.py tries many orders):
@@ -31,6 +32,7 @@ from distsec.core.node_status import (
     AgentConnected,
     AgentLost,
     Event,
+    ForbiddenFlagFound,
     GuardDisproven,
     GuardProven,
     GuardRefused,
@@ -88,6 +90,7 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             GuardUnclear: arrows.unclear,
             GuardDisproven: arrows.disproven,
             GuardRefused: arrows.refused,
+            ForbiddenFlagFound: arrows.forbidden,
             ProcessExited: arrows.exited,
             StopRequested: arrows.stop,
             Tick: arrows.tick_starting,

@@ -14,6 +14,7 @@ from distsec.core.node_status import (
     AskAgentToStop,
     Effect,
     Event,
+    ForbiddenFlagFound,
     ForgetProcess,
     GuardDisproven,
     GuardProven,
@@ -97,7 +98,7 @@ def start_failed(status: NodeStatus, event: Event, now: float, chance: float) ->
     if status.pid is not None:
         return status, ()
     if event.lasting:
-        return _fatal(status, Why.START_FAILED, event.text)
+        return _fatal(status, event.why, event.text)
     return _again(status, event.text, now, chance)
 
 
@@ -178,7 +179,16 @@ def refused(status: NodeStatus, event: Event, now: float, chance: float) -> Resu
     text = f"{event.code}: {event.text}" if event.text else event.code
     if status.pid is None:
         return status, ()
-    return _doom(status, Why.GUARD_REFUSED, text, now)
+    return _doom(status, Why.CARRIER_NOT_IN_FORCE, text, now)
+
+
+def forbidden(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """KILL and no TERM: a VM that boots has nothing to put in order, and must not come to listen."""
+    assert isinstance(event, ForbiddenFlagFound)
+    if event.pid != status.pid:
+        return status, ()
+    after, _ = _doom(status, Why.CARRIER_NOT_IN_FORCE, event.text, now)
+    return replace(after, stage=StopStage.KILLED, due=now + KILL_RETRY_SECONDS), (SendKill(),)
 
 
 def _doom(status: NodeStatus, why: Why, text: str, now: float) -> Result:

@@ -19,7 +19,6 @@ class Why(StrEnum):
     OPERATOR = "operator"
     EXITED = "exited"
     CARRIER_NOT_IN_FORCE = "carrier_not_in_force"
-    GUARD_REFUSED = "guard_refused"
     FLAPPING = "flapping"
     START_FAILED = "start_failed"
     EXTERNAL_GONE = "external_gone"  # a node that something else starts is not there
@@ -104,10 +103,11 @@ class ProcessStarted:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """`lasting`: trying again cannot help (no such command, port taken by another)."""
+    """`lasting`: trying again cannot help (no such command); then `why` it is FATAL."""
 
     text: str
     lasting: bool = True
+    why: Why = Why.START_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,14 @@ class GuardRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class ForbiddenFlagFound:
+    """A BEAM of the process `pid` was given a flag that takes the guard out of force: `text`."""
+
+    pid: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; `status.due` says whether that means anything."""
 
@@ -186,6 +194,7 @@ Event = (
     | GuardUnclear
     | GuardDisproven
     | GuardRefused
+    | ForbiddenFlagFound
     | Tick
 )
 

@@ -186,9 +186,7 @@ def step(rollout: Rollout, event: Event, now: float) -> Result:
                 missing=missing if rollout.stage is Stage.DENYING else rollout.missing,
             )
             return _proceed(after, (), now)
-        case Refused(node, generation, why) if (
-            node in rollout.targets and generation == rollout.generation
-        ):
+        case Refused(node, generation, why) if node in rollout.targets and generation == rollout.generation:
             return _refused(rollout, node, why, now)
         case NodeGone(node) if node in rollout.targets:
             rest = tuple(name for name in rollout.targets if name != node)

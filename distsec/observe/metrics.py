@@ -125,7 +125,8 @@ class Metrics(Collector):
 
     def set_node_state(self, node: str, state: NodeState) -> None:
         self._forgotten.discard(node)
-        self._nodes.setdefault(node, NodeCounts()).state = state
+        if counts := self._of(node):
+            counts.state = state
 
     def set_links(self, node: str, links: Mapping[str, int]) -> None:
         """How many links are up now, by verdict; a verdict that is not named has none."""
@@ -172,9 +173,10 @@ class Metrics(Collector):
         yield from families(self._nodes, self._version)
 
     def _of(self, node: str) -> NodeCounts | None:
-        if node in self._forgotten:
-            return None
-        return self._nodes.setdefault(node, NodeCounts())
+        counts = self._nodes.get(node)
+        if counts is None and node not in self._forgotten:
+            counts = self._nodes[node] = NodeCounts()
+        return counts
 
     def _peer(self, event: SecurityEvent) -> str:
         """The label: what the policy matched. Of a refusal that matched nothing the claimed name is no

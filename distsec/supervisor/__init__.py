@@ -1,14 +1,16 @@
 """The one interpreter of effects: keeps the nodes as they are wanted, and the policy in force in all of them.
 
-    supervisor.py  all nodes together; what operators ask for (`control.service.Orchestrator`), reload, the end
+    supervisor.py  all nodes together; what operators ask for (control.service.Orchestrator); reload, the end
     node.py        one node: feeds `core.lifecycle`, performs its effects, hears its agent
+    observed.py    what that agent has told: links, refusals, the policy in force
     policy.py      the wanted policy: performs what `core.rollout` decides
     machine.py     files, processes, sockets and probes, behind an interface that tests can replace
-    proof.py, echoes.py, difference.py, views.py   pure: is the guard in force; our own probes' refusals; what a
-                   reload has to do; the documents that are shown
+    external.py    the process of a node that something else starts
+    proof.py, echoes.py, difference.py, views.py
+                   pure: is the guard in force; our own probes' refusals; what a reload has to do; documents
 
-Decisions are not made here but in `core`; what bytes mean is `beam`'s. `daemon` builds and runs a Supervisor, the
-control service talks to it.
+Decisions are not made here but in `core`; what bytes mean is `beam`'s. `daemon` builds and runs a Supervisor,
+the control service talks to it.
 """
 
 from distsec.supervisor.supervisor import Supervisor

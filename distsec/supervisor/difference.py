@@ -1,4 +1,6 @@
-"""What a reload has to do: the difference between the configuration in force and the one that was read. Pure."""
+"""What a reload has to do: the difference between the configuration in force and the one that was
+read. Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _FIXED = {
     "metrics_listen": "metrics.listen",
     "ca_file": "security.distribution.ca_file",
 }
-"""Field → key of what cannot change while nodes run: their certificates, files and links were made with it."""
+"""Field → key of what cannot change while nodes run: their certificates, files and links were made
+with it.
+"""
 
 _RESTARTING = ("command", "port", "address", "environment", "working_directory", "user")
 """What a running node was started with. The other fields of a NodeSpec take effect at once."""
@@ -23,7 +27,9 @@ _RESTARTING = ("command", "port", "address", "environment", "working_directory",
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Names in file order. `refused`: why the new configuration cannot be taken while this orchestrator runs."""
+    """Names in file order. `refused`: why the new configuration cannot be taken while this
+    orchestrator runs.
+    """
 
     refused: tuple[Problem, ...] = ()
     added: tuple[str, ...] = ()

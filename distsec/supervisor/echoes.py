@@ -1,21 +1,22 @@
 """The refusals that our own probes cause, so that no operator is alarmed by the orchestrator's own knock.
 
-A probe that shows no certificate is refused by the node like anybody else's. Its refusal is told apart by the probe's
-local `address:port`; stock OTP names no address for one that fails in TLS, so there each probe pays for at most one
-refusal of the kind that probes cause. A stranger refused in the same seconds is thus still counted: of n refusals,
-one a probe is taken off, never more. Time is an argument: seconds.
+A probe that shows no certificate is refused by the node like anybody else's. Its refusal is told apart by the
+probe's local `address:port`. Stock OTP does not always name the address; such a refusal of the kind that
+probes cause is paid for by a credit, of which each connection of a probe brings one. So a stranger who is
+refused in the same seconds is still counted. Time is an argument: seconds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from distsec.model.policy import Direction, Reason
 
 REMEMBERED_SECONDS = 10.0
-"""The node reports a refusal within a second or so; its agent may be slow, or sending an old backlog first."""
+"""The node reports a refusal within a second or so; its agent may be slow, or sending an old
+backlog first.
+"""
 
 OF_A_PROBE = (
     Reason.CERTIFICATE_REQUIRED,
@@ -31,44 +32,45 @@ MAX_REMEMBERED = 64
 Counts = Mapping[tuple[Direction, Reason], int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    address: str
-    until: float
-
-
 class Echoes:
     """Of one node."""
 
     def __init__(self) -> None:
-        self._probes: list[_Probe] = []
+        self._addresses: dict[
+            str, float
+        ] = {}  # of connections whose own refusal was not seen yet; until when
+        self._credits: list[float] = []  # until when each is good
         self._absorbed: Counter[tuple[Direction, Reason]] = Counter()
 
     def expect(self, address: str, now: float) -> None:
         """A probe connects from `address` ("127.0.0.1:40112")."""
         self._forget(now)
-        self._probes = [*self._probes[-MAX_REMEMBERED + 1 :], _Probe(address, now + REMEMBERED_SECONDS)]
+        if len(self._credits) < MAX_REMEMBERED:
+            self._addresses[address] = now + REMEMBERED_SECONDS
+            self._credits.append(now + REMEMBERED_SECONDS)
 
     def absorbs(self, direction: str | None, reason: str | None, address: str | None, now: float) -> bool:
-        """Whether that refusal is the echo of a probe; each connection of a probe has one."""
+        """Whether that refusal is the echo of a probe. An address is good for one, and so is a credit."""
         self._forget(now)
         if direction != Direction.IN or reason not in OF_A_PROBE:
             return False
-        for probe in self._probes:
-            if address is None or probe.address == address:
-                self._probes.remove(probe)
-                self._absorbed[Direction.IN, Reason(reason)] += 1
-                return True
-        return False
+        if address is None and not self._credits:
+            return False
+        if address is not None and self._addresses.pop(address, None) is None:
+            return False
+        # One that names its address uses up a credit too; without any left, another refusal has used its own.
+        del self._credits[:1]
+        self._absorbed[Direction.IN, Reason(reason)] += 1
+        return True
 
     def taken_off(self, counts: Counts, now: float) -> dict[tuple[Direction, Reason], int]:
-        """An agent's exact counts without the echoes: those absorbed, and those that are still to be reported.
+        """An agent's exact counts without the echoes: those absorbed, and those that are still to come.
 
         The latter for as long as they are expected only, so that no stranger stays uncounted.
         """
         self._forget(now)
         left = {key: max(0, whole - self._absorbed[key]) for key, whole in counts.items()}
-        pending = len(self._probes)
+        pending = len(self._credits)
         for reason in OF_A_PROBE:
             taken = min(pending, left.get((Direction.IN, reason), 0))
             if taken:
@@ -76,9 +78,17 @@ class Echoes:
                 pending -= taken
         return {key: count for key, count in left.items() if count}
 
-    def forget_launch(self) -> None:
-        """The node's VM is another one: its counts began at 0 again."""
-        self._absorbed.clear()
+    @property
+    def absorbed(self) -> dict[str, int]:
+        """Reason → how many of this launch were taken off; what `begin_launch` takes."""
+        return {str(reason): count for (_, reason), count in self._absorbed.items()}
+
+    def begin_launch(self, absorbed: Mapping[str, int]) -> None:
+        """The node's VM is another one, whose counts began at 0; `absorbed` by an earlier orchestrator."""
+        self._absorbed = Counter(
+            {(Direction.IN, Reason(reason)): count for reason, count in absorbed.items()}
+        )
 
     def _forget(self, now: float) -> None:
-        self._probes = [probe for probe in self._probes if probe.until > now]
+        self._addresses = {address: until for address, until in self._addresses.items() if until > now}
+        self._credits = [until for until in self._credits if until > now]

@@ -1,4 +1,5 @@
-"""What the supervisor needs of the machine, as an interface, and the real one: files, processes, sockets, probes.
+"""What the supervisor needs of the machine, as an interface, and the real one: files, processes, sockets,
+probes.
 
 Nothing here decides anything. The tests of the supervisor put a machine of their own in its place.
 """
@@ -6,7 +7,9 @@ Nothing here decides anything. The tests of the supervisor put a machine of thei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import os
 import pwd
 import signal
@@ -27,20 +30,24 @@ from distsec.beam.ports import check_port_free
 from distsec.beam.probe import ProbeResult, probe
 from distsec.beam.protocol import Argument
 from distsec.beam.runtime import find_erl, inspect
+from distsec.beam.scrutiny import BootWatch, find_before_start
 from distsec.core.wanted import Overlay, listed_names
-from distsec.errors import DistsecError, PortInUse, RuntimeMissing, StoreError
+from distsec.errors import GuardNotInForce, RuntimeMissing, StoreError
 from distsec.model.cluster import Carrier, Certificate, ClusterSpec, NodeSpec
-from distsec.model.policy import Policy
+from distsec.model.policy import Policy, Reason
 from distsec.model.secret import Secret
 from distsec.model.text import escape
 from distsec.pki import cookies
 from distsec.pki.authority import certificate_of
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
+from distsec.supervisor import boot
+from distsec.supervisor.external import ExternalProcess
 from distsec.supervisor.proof import Expected
 
 PROBE_SECONDS = 4.0
 MAX_REFUSED_BYTES = 4096
+PROBES = "probes.json"
 LEFTOVER_GRACE_SECONDS = 3.0
 
 
@@ -64,7 +71,12 @@ class Server(Protocol):
     def pid(self) -> int | None: ...
     async def start(self) -> None: ...
     async def close(self) -> None: ...
-    async def command(self, kind: Command, arguments: Mapping[str, Argument], timeout: float) -> Reply: ...  # noqa: ASYNC109
+    async def command(
+        self,
+        kind: Command,
+        arguments: Mapping[str, Argument],
+        timeout: float,  # noqa: ASYNC109 - as AgentServer has it
+    ) -> Reply: ...
 
 
 class Machine(Protocol):
@@ -79,6 +91,7 @@ class Machine(Protocol):
     def start_time(self, pid: int) -> int | None: ...
     async def adopt(self, node: NodeSpec) -> Process | None: ...
     async def start(self, node: NodeSpec, document: bytes) -> Process: ...
+    def boot_watch(self, node: NodeSpec, pid: int) -> boot.BootWatch: ...
     def watch(self, pid: int) -> Process: ...
     def server(
         self,
@@ -98,6 +111,8 @@ class Machine(Protocol):
     def outside(self, node: NodeSpec) -> dict[str, Any]: ...
     async def preflight(self, node: NodeSpec) -> None: ...
     def rotate(self, node: NodeSpec) -> None: ...
+    def load_echoes(self, node: NodeSpec, launch: str) -> Mapping[str, int]: ...
+    def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None: ...
 
 
 class LocalMachine:
@@ -143,7 +158,8 @@ class LocalMachine:
         return None
 
     async def start(self, node: NodeSpec, document: bytes) -> Process:
-        """Renders the node's files anew and starts its command."""
+        """Renders the node's files anew and starts its command. Raises GuardNotInForce where its flags forbid
+        that."""
         user = pwd.getpwuid(os.geteuid())
         if node.user is not None and node.user != user.pw_name:
             raise RuntimeMissing(
@@ -151,13 +167,19 @@ class LocalMachine:
                 where=str(node.name),
                 do=f"run the orchestrator as that user, or take out `user` (this is {user.pw_name})",
             )
+        directory = self._working_directory(node)
+        found = await asyncio.to_thread(
+            find_before_start, str(node.name), node.command, node.environment, directory
+        )
+        if found is not None:
+            raise GuardNotInForce(str(found))
         await asyncio.to_thread(self._prepare, node, document)
         check_port_free(node.address, self.ports[str(node.name)])
         relative = f"{self._directory(node)}/run.json"
         return NodeProcess.start(
             node.command,
             environment=self._environment(node),
-            working_directory=self._working_directory(node),
+            working_directory=directory,
             log=self._log(node),
             started_at=time.time(),
             record=lambda content: self.store.write(relative, content),
@@ -166,6 +188,9 @@ class LocalMachine:
     def _prepare(self, node: NodeSpec, document: bytes) -> None:
         self._path(node, "guard.refused").unlink(missing_ok=True)
         provision.write_node_files(self.spec, self.store, node, document)
+
+    def boot_watch(self, node: NodeSpec, pid: int) -> boot.BootWatch:
+        return BootWatch(str(node.name), pid, render.flag_words(**self._flags(node)))
 
     def watch(self, pid: int) -> Process:
         return ExternalProcess(pid)
@@ -206,7 +231,9 @@ class LocalMachine:
         )
 
     def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None:
-        """Why the node halted itself: (code, text), escaped. It wrote that itself: nothing of it is trusted."""
+        """Why the node halted itself: (code, text), escaped. It wrote that itself: nothing of it
+        is trusted.
+        """
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path(node, "guard.refused"), flags)
@@ -243,23 +270,24 @@ class LocalMachine:
 
     def _environment(self, node: NodeSpec) -> Mapping[str, str]:
         user = pwd.getpwuid(os.geteuid())
-        directory = self._path(node, ".").resolve()
-        flags = render.erl_aflags(
-            node=node.name,
-            carrier=self.spec.carrier,
-            directory=str(directory),
-            ebin=str(ebin_directory()),
-            address=node.address,
-            port=self.ports[str(node.name)],
-        )
         return node_environment(
             self._base,
             user=user.pw_name,
             home=user.pw_dir,
-            erl_aflags=flags,
-            log_directory=directory / "log",
+            erl_aflags=render.erl_aflags(**self._flags(node)),
+            log_directory=self._path(node, ".").resolve() / "log",
             extra=node.environment,
         )
+
+    def _flags(self, node: NodeSpec) -> render.FlagFields:
+        return {
+            "node": node.name,
+            "carrier": self.spec.carrier,
+            "directory": str(self._path(node, ".").resolve()),
+            "ebin": str(ebin_directory()),
+            "address": node.address,
+            "port": self.ports[str(node.name)],
+        }
 
     def outside(self, node: NodeSpec) -> dict[str, Any]:
         """What something else needs to start it: {"env": {…}, "files": {…}}; paths are absolute."""
@@ -279,7 +307,7 @@ class LocalMachine:
         }
 
     async def preflight(self, node: NodeSpec) -> None:
-        """What would keep `node` from starting: its program, the OTP release, its port. Raises DistsecError."""
+        """What would keep `node` from starting: its program, OTP release or port. Raises DistsecError."""
         check_port_free(node.address, self.ports[str(node.name)])
         environment = self._environment(node)
         erl = find_erl(node.command, environment, self._working_directory(node))
@@ -294,6 +322,22 @@ class LocalMachine:
         """Blocks; for a thread."""
         self._log(node).rotate()
 
+    def load_echoes(self, node: NodeSpec, launch: str) -> Mapping[str, int]:
+        """Reason → how many refusals of that launch were our own probes'; unreadable: none is taken off."""
+        try:
+            found = json.loads(self.store.read(f"{self._directory(node)}/{PROBES}"))
+            if found["launch"] != launch:
+                return {}
+            return {str(Reason(reason)): int(count) for reason, count in found["absorbed"].items()}
+        except (StoreError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return {}
+
+    def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None:
+        """For the next orchestrator. A disk that is full costs it an exact count, and nothing else."""
+        content = json.dumps({"launch": launch, "absorbed": dict(absorbed)}).encode() + b"\n"
+        with contextlib.suppress(StoreError):
+            self.store.write(f"{self._directory(node)}/{PROBES}", content)
+
     def _directory(self, node: NodeSpec) -> str:
         return provision.node_directory(node.name)
 
@@ -302,72 +346,6 @@ class LocalMachine:
 
     def _log(self, node: NodeSpec) -> OutputLog:
         return OutputLog(self._path(node, "log") / "output.log", self.spec.log_max_bytes)
-
-
-class ExternalProcess:
-    """A VM that something else started: watched by pidfd, signalled alone, never as a group."""
-
-    def __init__(self, pid: int) -> None:
-        """Raises RuntimeMissing when it is gone already."""
-        started = proc.start_time(pid)
-        handle = session.open_handle(session.Member(pid, started)) if started is not None else None
-        if started is None or handle is None:
-            raise RuntimeMissing(f"process {pid} is gone")
-        self.pid = pid
-        self.start_time = started
-        self._handle = handle
-        self._exited = asyncio.Event()
-        asyncio.get_running_loop().add_reader(handle, self._gone)
-
-    async def wait(self) -> Exit:
-        await self._exited.wait()
-        return Exit()
-
-    def contains(self, pid: int) -> bool:
-        return pid == self.pid and proc.same_process(pid, self.start_time)
-
-    def listeners(self) -> list[proc.Listener]:
-        return proc.listening(proc.tree(self.pid))
-
-    def signal_group(self, number: signal.Signals) -> bool:
-        if self._exited.is_set():
-            return False
-        try:
-            signal.pidfd_send_signal(self._handle, number)
-        except ProcessLookupError:
-            return False
-        return True
-
-    async def abandon(self) -> None:
-        self._gone()
-
-    def _gone(self) -> None:
-        if not self._exited.is_set():
-            self._exited.set()
-            asyncio.get_running_loop().remove_reader(self._handle)
-            os.close(self._handle)
-
-
-def judge_probe(carrier: Carrier, seen: ProbeResult) -> tuple[bool | None, str]:
-    """(True, "") if a stranger gets at the port what the carrier promises; (False, why) if not; None: unclear."""
-    if carrier is Carrier.INET_TCP:
-        if seen.plaintext_distribution:
-            return True, ""
-        return None, f"its port did not answer the probe ({seen.error or 'no distribution there'})"
-    if seen.plaintext_distribution:
-        return False, "its port answers a distribution handshake in plaintext"
-    if seen.mutual_tls_only:
-        return True, ""
-    if seen.requires_client_certificate is False:
-        return False, "its port lets in a stranger without a certificate"
-    if seen.tls12_refused is False:
-        return False, "its port speaks TLS 1.2"
-    return None, f"the probe of its port settled nothing ({seen.error or 'no verdict'})"
-
-
-def lasting(error: DistsecError) -> bool:
-    """Whether a start that failed with it would fail again in a moment: then no restart is tried."""
-    return not isinstance(error, StoreError | PortInUse)
 
 
 def _reachable(address: str) -> str:

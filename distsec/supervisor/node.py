@@ -1,4 +1,4 @@
-"""One managed node at runtime: feeds `core.lifecycle` with what happens and performs the effects that it answers with.
+"""One managed node at runtime: feeds `core.lifecycle` and performs the effects that it answers with.
 
 What the node's agent says comes in by `_on_message`; nothing of it decides more than this node's own fate.
 """
@@ -10,33 +10,31 @@ import os
 import random
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol
 
 from distsec.beam.link import AgentCommandFailed
-from distsec.beam.messages import Command, EventKind, Heartbeat, Lane, LaneEvent, Message, Opened, Snapshot
-from distsec.beam.security_events import agent_refused, to_security_event
+from distsec.beam.messages import Command, EventKind, Heartbeat, LaneEvent, Message, Opened, Snapshot
+from distsec.beam.security_events import agent_refused
 from distsec.core import lifecycle
 from distsec.core import node_status as life
 from distsec.errors import DistsecError
-from distsec.model.cluster import Certificate, ClusterSpec, Link, NodeSpec, NodeState
+from distsec.model.cluster import Certificate, ClusterSpec, NodeSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
-from distsec.model.policy import Direction, Reason, Verdict
 from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
-from distsec.supervisor.echoes import Echoes
-from distsec.supervisor.machine import Machine, Process, Server, judge_probe, lasting
+from distsec.supervisor.boot import start_failed, watch_boot
+from distsec.supervisor.machine import Machine, Process, Server
+from distsec.supervisor.observed import Observed
 from distsec.supervisor.policy import PolicyDesk
-from distsec.supervisor.proof import Judgement, judge
+from distsec.supervisor.proof import Judgement, Verdict, judge, judge_probe
 
 COMMAND_SECONDS = 5.0
 PUSH_AGAIN_SECONDS = 3.0
 """A node whose policy differs is sent the wanted one at most this often."""
-MAX_LINKS = 4096
-"""Links that are remembered of one node; a compromised agent may report any number."""
 
 
 class Hub(Protocol):
@@ -50,7 +48,7 @@ class Hub(Protocol):
 
     @property
     def desk(self) -> PolicyDesk: ...
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]: ...
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None: ...
     def note(self, level: str, text: str, **fields: Any) -> None: ...
 
 
@@ -63,22 +61,14 @@ class ManagedNode:
         self.spec = spec
         self.status = life.NodeStatus(self._rules(spec))
         self.process: Process | None = None
-        self.snapshot: Snapshot | None = None
-        self.links: dict[str, Link] = {}
+        self.observed = Observed(spec, hub.bus, hub.metrics, hub.machine)
         self.certificate: Certificate | None = None
-        self.active_generation: int | None = None
-        self.active_digest: str | None = None
-        self._launch: str | None = None
         self._beam: tuple[int, int] | None = None  # pid and start time of the VM that said hello
-        self._echoes = Echoes()
-        self._refusals: Counter[tuple[Direction, Reason]] = Counter()  # of earlier launches
-        self._refusals_now: Mapping[tuple[Direction, Reason], int] = {}
-        self._dropped: Counter[Lane] = Counter()
         self._pushed_at = 0.0
-        self._links_differ = 0
         self._has_slot = False
         self._queue: deque[life.Event] = deque()
         self._feeding = False
+        self._closed = False
         self._changed: set[asyncio.Future[None]] = set()
         self._server: Server | None = None
 
@@ -102,6 +92,7 @@ class ManagedNode:
 
     async def close(self) -> None:
         """Lets go of it: whatever runs goes on."""
+        self._closed = True
         if self._server is not None:
             await self._server.close()
         if self.process is not None:
@@ -160,9 +151,9 @@ class ManagedNode:
     def takes_policy(self) -> bool:
         return self.status.agent or self.status.state is NodeState.RUNNING
 
-    def refusals(self) -> Counter[tuple[Direction, Reason]]:
-        """How many peers it refused, all launches together, our own probes taken off."""
-        return self._refusals + Counter(self._refusals_now)
+    @property
+    def active_digest(self) -> str | None:
+        return self.observed.digest
 
     def tick(self) -> None:
         """Once a second: whatever is to be noticed without being told."""
@@ -199,18 +190,29 @@ class ManagedNode:
         await self.hub.starts.acquire()
         self._has_slot = True
         if self.status.state is not NodeState.STARTING:
-            self.feed(life.StartFailed("a stop was requested first"))
+            self._start_failed(life.StartFailed("a stop was requested first"))
             return
         try:
             process = await self.hub.machine.start(self.spec, self.hub.desk.wanted.document)
         except DistsecError as error:
-            self.feed(life.StartFailed(str(error), lasting(error)))
+            self._start_failed(start_failed(error))
         except Exception as error:
             self.hub.note("error", "start failed unexpectedly", node=self.name, error=repr(error))
-            self.feed(life.StartFailed(f"unexpected {type(error).__name__}", lasting=False))
+            self._start_failed(life.StartFailed(f"unexpected {type(error).__name__}", lasting=False))
         else:
             self._take(process)
             self.feed(life.ProcessStarted(process.pid))
+            watch = self.hub.machine.boot_watch(self.spec, process.pid)
+            self.hub.spawn(watch_boot(watch, process.pid, self), f"boot of {self.name}")
+
+    def _start_failed(self, event: life.StartFailed) -> None:
+        self._give_back_slot()  # first: the event may lead to the next start, which takes one of its own
+        self.feed(event)
+
+    def _give_back_slot(self) -> None:
+        if self._has_slot:
+            self._has_slot = False
+            self.hub.starts.release()
 
     def _take(self, process: Process) -> None:
         self.process = process
@@ -242,7 +244,7 @@ class ManagedNode:
                 self.hub.note("warning", "the agent did not stop the node", node=self.name, why=error.reason)
 
     def _publish(self, type: EventType, severity: Severity, reason: str | None, detail: str | None) -> None:
-        launch = self._launch if type in (EventType.AGENT_CONNECTED, EventType.AGENT_LOST) else None
+        launch = self.observed.launch if type in (EventType.AGENT_CONNECTED, EventType.AGENT_LOST) else None
         text = escape(detail, 1024) if detail is not None else None
         event = SecurityEvent(
             type, severity, self.name, time.time(), reason=reason, detail=text, launch=launch
@@ -250,14 +252,12 @@ class ManagedNode:
         self.hub.bus.publish(event)
 
     def _after_change(self) -> None:
-        if self._has_slot and self.status.state is not NodeState.STARTING:
-            self._has_slot = False
-            self.hub.starts.release()
+        if self.status.state is not NodeState.STARTING:
+            self._give_back_slot()
         if self.status.pid is None:
             self.hub.desk.node_gone(self.name)
             if self.status.state is not NodeState.STARTING:
-                self.links.clear()
-                self._show_links()
+                self.observed.ended()
         self.hub.metrics.set_node_state(self.name, self.status.state)
         self.hub.metrics.set_agent(self.name, self.status.agent)
         for future in tuple(self._changed):
@@ -268,25 +268,25 @@ class ManagedNode:
 
     async def _prove(self, attempt: int) -> None:
         try:
-            judgement, what = await self._judge()
+            verdict = await self._judge()
         except (DistsecError, OSError) as error:
-            judgement, what = Judgement.UNCLEAR, str(error)
+            verdict = Verdict(Judgement.UNCLEAR, str(error))
         except Exception as error:
             self.hub.note("error", "proof failed unexpectedly", node=self.name, error=repr(error))
-            judgement, what = Judgement.UNCLEAR, f"unexpected {type(error).__name__}"
-        match judgement:
+            verdict = Verdict(Judgement.UNCLEAR, f"unexpected {type(error).__name__}")
+        match verdict.judgement:
             case Judgement.PROVEN:
                 self.feed(life.GuardProven(attempt))
             case Judgement.UNCLEAR:
-                self.feed(life.GuardUnclear(attempt, what))
+                self.feed(life.GuardUnclear(attempt, verdict.what))
             case Judgement.DISPROVEN:
-                self.feed(life.GuardDisproven(attempt, what))
+                self.feed(life.GuardDisproven(attempt, verdict.what))
 
-    async def _judge(self) -> tuple[Judgement, str]:
+    async def _judge(self) -> Verdict:
         """A fresh snapshot, the sockets as the kernel has them, and the port as a stranger finds it."""
         process, beam = self.process, self.server.pid
         if process is None or beam is None:
-            return Judgement.UNCLEAR, "no hello from its agent"
+            return Verdict(Judgement.UNCLEAR, "no hello from its agent")
         reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
         snapshot: Snapshot = reply.fields["snapshot"]
         self._show(snapshot)
@@ -299,15 +299,12 @@ class ManagedNode:
         expected = self.hub.machine.expected(self.spec, wanted.digest)
         verdict = judge(expected, snapshot, listeners, beam)
         if verdict.judgement is not Judgement.PROVEN:
-            return verdict.judgement, verdict.what
+            return verdict
         loop = asyncio.get_running_loop()
         seen = await self.hub.machine.probe(
-            self.spec, lambda address: self._echoes.expect(address, loop.time())
+            self.spec, lambda address: self.observed.echoes.expect(address, loop.time())
         )
-        good, why = judge_probe(self.hub.spec.carrier, seen)
-        if good:
-            return Judgement.PROVEN, ""
-        return (Judgement.UNCLEAR if good is None else Judgement.DISPROVEN), why
+        return judge_probe(self.hub.spec.carrier, seen)
 
     # ---- what the agent says
 
@@ -325,21 +322,13 @@ class ManagedNode:
     def _on_message(self, node: str, message: Message) -> None:
         match message:
             case Opened(launch):
-                if launch != self._launch:
-                    self._new_launch(launch)
+                self.observed.opened(launch)
             case Snapshot():
                 self._hello(message)
             case LaneEvent():
                 self._on_event(message)
             case Heartbeat():
                 self._on_heartbeat(message)
-
-    def _new_launch(self, launch: str) -> None:
-        self._launch = launch
-        self._refusals.update(self._refusals_now)
-        self._refusals_now = {}
-        self._dropped.clear()
-        self._echoes.forget_launch()
 
     def _hello(self, snapshot: Snapshot) -> None:
         pid = self.server.pid
@@ -356,84 +345,54 @@ class ManagedNode:
         self.feed(life.AgentConnected(pid))
 
     def _show(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self.links = {link.peer: link for link in snapshot.links[:MAX_LINKS]}
-        self._links_differ = 0
-        self._show_policy(snapshot.policy_generation, snapshot.policy_digest)
-        self._show_links()
+        self.observed.show(snapshot)
+        self._show_policy()
 
     def _on_event(self, message: LaneEvent) -> None:
-        now = time.time()
-        if message.missed:
-            text = f"{message.missed} events of lane {message.lane} were dropped before they could be sent"
-            self._publish(EventType.EVENTS_DROPPED, Severity.WARNING, str(message.lane), text)
-        if message.kind is EventKind.REFUSAL and self._echoes.absorbs(
-            message.direction, message.reason, message.address, asyncio.get_running_loop().time()
-        ):
-            return
-        self.hub.bus.publish(to_security_event(message, self.name, now))
-        if message.link is not None:
-            if message.kind is EventKind.LINK_DOWN:
-                self.links.pop(message.link.peer, None)
-            elif len(self.links) < MAX_LINKS or message.link.peer in self.links:
-                self.links[message.link.peer] = message.link
-            self._show_links()
-        elif message.kind is EventKind.GUARD:
+        self.observed.event(message, asyncio.get_running_loop().time())
+        if message.kind is EventKind.GUARD:
             what = message.detail or "its agent says that the guard has changed"
             self.feed(life.GuardDisproven(self.status.attempt, what))
 
     def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
         now = asyncio.get_running_loop().time()
-        self._refusals_now = self._echoes.taken_off(heartbeat.refusals, now)
-        if self._launch is not None:
-            counted = replace(heartbeat, refusals=self._refusals_now)
-            self.hub.metrics.heartbeat(self.name, self._launch, counted)
-        for lane, dropped in heartbeat.dropped.items():
-            if dropped > self._dropped[lane]:
-                text = f"{dropped} events of lane {lane} were dropped since the node started"
-                self._publish(EventType.EVENTS_DROPPED, Severity.WARNING, str(lane), text)
-            self._dropped[lane] = dropped
-        self._show_policy(heartbeat.policy_generation, heartbeat.policy_digest)
+        if self.observed.heartbeat(heartbeat, now):
+            self.hub.spawn(self._refresh(), f"links of {self.name}")
+        self._show_policy()
         desk = self.hub.desk
         differs = self.active_digest != desk.wanted.digest
         if differs and not desk.busy and now - self._pushed_at >= PUSH_AGAIN_SECONDS:
             self._pushed_at = now
             self.hub.spawn(self._push_again(), f"policy to {self.name}")
-        self._links_differ = self._links_differ + 1 if heartbeat.links != len(self.links) else 0
-        if self._links_differ == 3:  # not just an event on its way
-            self.hub.spawn(self._refresh(), f"links of {self.name}")
 
     async def _push_again(self) -> None:
         try:
-            reply = await self.hub.desk.push(self)
+            await self.hub.desk.push(self)
         except AgentCommandFailed as error:
             self.hub.note("warning", "the node did not take the policy", node=self.name, why=error.reason)
-        else:
-            self._show_policy(reply.fields["generation"], reply.fields["digest"])
 
     async def _refresh(self) -> None:
         try:
             reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
         except AgentCommandFailed:
-            self._links_differ = 0
-        else:
-            self._show(reply.fields["snapshot"])
+            return  # the next heartbeats ask again
+        self._show(reply.fields["snapshot"])
 
     def _on_lost(self, node: str, why: str) -> None:
-        self.feed(life.AgentLost())
+        if not self._closed:  # else it is we who left
+            self.feed(life.AgentLost())
 
     def _on_refused(self, node: str, reason: str, detail: str) -> None:
         self.hub.metrics.agent_refused(self.name, reason)
         self.hub.bus.publish(agent_refused(self.name, reason, detail, time.time()))
 
-    def _show_policy(self, generation: int | None, digest: str | None) -> None:
-        self.active_generation, self.active_digest = generation, digest
-        self.hub.metrics.set_policy(self.name, self.hub.desk.wanted.generation, generation)
+    def applied(self, generation: int, digest: str) -> None:
+        """It has acknowledged that policy."""
+        self.observed.applied(generation, digest)
+        self._show_policy()
 
-    def _show_links(self) -> None:
-        denied = sum(link.verdict == Verdict.DENY for link in self.links.values())
-        counts = {str(Verdict.ALLOW): len(self.links) - denied, str(Verdict.DENY): denied}
-        self.hub.metrics.set_links(self.name, counts)
+    def _show_policy(self) -> None:
+        self.hub.metrics.set_policy(self.name, self.hub.desk.wanted.generation, self.observed.generation)
 
     def _rules(self, spec: NodeSpec) -> life.Rules:
         return life.Rules.of(

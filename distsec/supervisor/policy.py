@@ -1,7 +1,8 @@
 """The wanted policy and its way to the nodes: performs what `core.rollout` decides.
 
-Only here are policy files written and policies pushed. One change at a time; a node that misses one gets the wanted
-policy again as soon as a heartbeat shows that it has another (`ManagedNode`), and from its file when it starts.
+Only here are policy files written and policies pushed. One change at a time; a node that misses one gets the
+wanted policy again as soon as a heartbeat shows that it has another (`ManagedNode`), and from its file when
+it starts.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Target(Protocol):
     @property
     def active_digest(self) -> str | None: ...
     async def until_connected(self) -> None: ...
+    def applied(self, generation: int, digest: str) -> None: ...  # it has put that in force
 
 
 class PolicyDesk:
@@ -157,10 +159,11 @@ class PolicyDesk:
         return self._answer(name, outcome)
 
     async def reconfigure(self, spec: ClusterSpec, newly_allowed: frozenset[str]) -> Mapping[str, str]:
-        """A reload: denials at once; who is newly allowed is admitted when all know of it. Returns who is missing.
+        """A reload: denials at once; who is newly allowed is admitted when all know of it. Returns who is
+        missing.
 
-        Those that are missing keep the newcomers closed until they answer (`settle`). Nothing is rolled back: the
-        file is what the operator wants.
+        Those that are missing keep the newcomers closed until they answer (`settle`). Nothing is rolled back:
+        the file is what the operator wants.
         """
         async with self._lock:
             self.spec = spec
@@ -198,7 +201,9 @@ class PolicyDesk:
         begin: Callable[..., rollout.Result],
         make: Callable[[Content, int], Wanted],
     ) -> rollout.Finish:
-        """Performs a rollout to its end. A file that cannot be written stops no denial: it is raised afterwards."""
+        """Performs a rollout to its end. A file that cannot be written stops no denial: it is raised
+        afterwards.
+        """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[rollout.Event] = asyncio.Queue()
         targets = [name for name, target in self._targets().items() if target.takes_policy]
@@ -265,7 +270,9 @@ class PolicyDesk:
     async def _send(self, target: Target, wanted: Wanted, seconds: float) -> Reply:
         cookies = self._machine.cookies(target.spec, wanted.overlay)
         arguments: dict[str, Argument] = {"document": wanted.document, "cookies": cookies}
-        return await target.server.command(Command.POLICY, arguments, seconds)
+        reply = await target.server.command(Command.POLICY, arguments, seconds)
+        target.applied(reply.fields["generation"], reply.fields["digest"])
+        return reply
 
     def _make(self, overlay: Overlay, prepared: frozenset[str] = frozenset()) -> Wanted:
         policy = wanted_policy(

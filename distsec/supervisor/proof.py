@@ -1,8 +1,9 @@
-"""Whether a node's guard is in force: what was written for it, against what it says and what is seen from outside.
+"""Whether a node's guard is in force: what was written for it, against what it says and what is seen from
+outside.
 
 Pure. The supervisor gathers (`machine`), this judges. *Disproven* is a difference that no waiting mends;
-*unclear* is something not to be seen yet (a socket that is not open, a probe without an answer), to be tried again.
-Whatever cannot be established is never "proven".
+*unclear* is something not to be seen yet (a socket that is not open, a probe without an answer), to be tried
+again. Whatever cannot be established is never "proven".
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from distsec.beam.messages import Snapshot
+from distsec.beam.probe import ProbeResult
 from distsec.beam.proc import Listener
-from distsec.model.cluster import OLDEST_RELEASE
+from distsec.model.cluster import OLDEST_RELEASE, Carrier
 from distsec.model.text import escape
 
 
@@ -47,7 +49,7 @@ PROVEN = Verdict(Judgement.PROVEN)
 
 
 def judge(expected: Expected, snapshot: Snapshot, listeners: Iterable[Listener], beam: int) -> Verdict:
-    """What hello and sockets say; the probe of the port is judged by whoever made it, if this is PROVEN.
+    """What hello and sockets say; `judge_probe` follows if this is PROVEN.
 
     `listeners`: the TCP listeners of all processes of the node; `beam`: the pid that its agent runs in.
     """
@@ -67,6 +69,23 @@ def judge(expected: Expected, snapshot: Snapshot, listeners: Iterable[Listener],
     if snapshot.policy_digest != expected.policy_digest:
         return Verdict(Judgement.UNCLEAR, "it has another policy in force than was written for it")
     return PROVEN
+
+
+def judge_probe(carrier: Carrier, seen: ProbeResult) -> Verdict:
+    """Whether a stranger gets at the port what the carrier promises, and nothing else."""
+    if carrier is Carrier.INET_TCP:
+        if seen.plaintext_distribution:
+            return PROVEN
+        return Verdict(Judgement.UNCLEAR, f"its port did not answer the probe ({seen.error or 'no word'})")
+    if seen.plaintext_distribution:
+        return Verdict(Judgement.DISPROVEN, "its port answers a distribution handshake in plaintext")
+    if seen.mutual_tls_only:
+        return PROVEN
+    if seen.requires_client_certificate is False:
+        return Verdict(Judgement.DISPROVEN, "its port lets in a stranger without a certificate")
+    if seen.tls12_refused is False:
+        return Verdict(Judgement.DISPROVEN, "its port speaks TLS 1.2")
+    return Verdict(Judgement.UNCLEAR, f"the probe of its port settled nothing ({seen.error or 'no verdict'})")
 
 
 def _differences(expected: Expected, snapshot: Snapshot) -> Iterable[str]:

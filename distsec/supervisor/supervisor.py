@@ -1,4 +1,6 @@
-"""All nodes together: start, adopt, reload, the end; and what operators ask for (`control.service.Orchestrator`)."""
+"""All nodes together: start, adopt, reload, the end; and what operators ask for
+(`control.service.Orchestrator`).
+"""
 
 from __future__ import annotations
 
@@ -62,6 +64,7 @@ class Supervisor:
         self._reloading = asyncio.Lock()
         self._desk: PolicyDesk | None = None
         self._group: asyncio.TaskGroup | None = None
+        self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._user = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -112,6 +115,7 @@ class Supervisor:
             node.feed(life.StartRequested())
 
     async def _let_go(self) -> None:
+        self._ending = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -145,13 +149,18 @@ class Supervisor:
             raise Unavailable("the orchestrator is still starting", do="try again in a moment")
         return self._desk
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Runs `work` beside everything else; what it raises is logged and ends nothing but itself."""
-        assert self._group is not None, "running() comes first"
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs `work` beside everything else; what it raises is logged and ends nothing but itself.
+
+        Before and after `running` nothing is begun any more: a back-off that ends then starts no node.
+        """
+        if self._group is None or self._ending:
+            work.close()
+            return
         task = self._group.create_task(self._guarded(work, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
+        task.add_done_callback(lambda _: work.close())  # where the end came before it began
 
     async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:
         try:
@@ -305,7 +314,7 @@ class Supervisor:
     def _new_policy(self, wanted: Wanted) -> None:
         self.metrics.set_listed(wanted.labels)
         for node in self.nodes.values():
-            self.metrics.set_policy(node.name, wanted.generation, node.active_generation)
+            self.metrics.set_policy(node.name, wanted.generation, node.observed.generation)
 
     def _named(self, name: str) -> ManagedNode:
         node = self.nodes.get(name)

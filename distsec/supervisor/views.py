@@ -15,8 +15,6 @@ from distsec.supervisor.node import ManagedNode
 
 SCHEMA = 1
 
-_GUARD_REASONS = frozenset({Why.CARRIER_NOT_IN_FORCE, Why.GUARD_REFUSED})
-
 
 def status_document(
     spec: ClusterSpec, wanted: int, nodes: Iterable[ManagedNode], user: str, now: float
@@ -25,7 +23,7 @@ def status_document(
     nodes = list(nodes)
     refusals: Counter[tuple[str, str, str]] = Counter()
     for node in nodes:
-        for (direction, reason), count in node.refusals().items():
+        for (direction, reason), count in node.observed.refusals().items():
             refusals[node.name, str(direction), str(reason)] += count
     return {
         "schema": SCHEMA,
@@ -55,7 +53,7 @@ def is_well(node: ManagedNode, wanted: int) -> bool:
         status.state is NodeState.RUNNING
         and status.proven
         and status.agent
-        and node.active_generation == wanted
+        and node.observed.generation == wanted
         and not is_violation(node)
     )
 
@@ -63,14 +61,14 @@ def is_well(node: ManagedNode, wanted: int) -> bool:
 def is_violation(node: ManagedNode) -> bool:
     """An unlisted link is up, or the guard is (or was, when it was stopped for that) not in force."""
     status = node.status
-    return any(link.verdict == Verdict.DENY for link in node.links.values()) or (
-        status.state in (NodeState.STOPPING, NodeState.FATAL) and status.why in _GUARD_REASONS
+    return any(link.verdict == Verdict.DENY for link in node.observed.links.values()) or (
+        status.state in (NodeState.STOPPING, NodeState.FATAL) and status.why is Why.CARRIER_NOT_IN_FORCE
     )
 
 
 def node_document(node: ManagedNode, user: str, now: float) -> dict[str, Any]:
     """One entry of `nodes`."""
-    status, snapshot = node.status, node.snapshot
+    status, snapshot = node.status, node.observed.snapshot
     otp = escape(snapshot.otp, 20) if snapshot is not None and status.pid is not None else None
     return {
         "name": node.name,
@@ -84,10 +82,10 @@ def node_document(node: ManagedNode, user: str, now: float) -> dict[str, Any]:
         "support": _support(otp),
         "uptime_seconds": int(now - status.started) if status.started is not None else None,
         "agent": "connected" if status.agent else "lost",
-        "policy_generation": node.active_generation if status.pid is not None else None,
+        "policy_generation": node.observed.generation if status.pid is not None else None,
         "tainted": False,
         "certificate": _certificate(node.certificate),
-        "links": [_link(link) for _, link in sorted(node.links.items())],
+        "links": [_link(link) for _, link in sorted(node.observed.links.items())],
     }
 
 

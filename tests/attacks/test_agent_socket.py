@@ -54,7 +54,7 @@ AFTER_OPENING: dict[str, tuple[bytes, AgentRefusal]] = {
     "another snapshot": (packet((Atom("snapshot"), snapshot_fields())), AgentRefusal.PROTOCOL),
     "a made-up reason": (packet(refusal(2, reason=Atom("\x1b[2J"))), AgentRefusal.PROTOCOL),
     "a violation in the wrong lane": (packet(refusal(2, type=Atom("violation"))), AgentRefusal.PROTOCOL),
-    "a reply to nothing": (packet((Atom("reply"), 1, Atom("ok"), {})), AgentRefusal.PROTOCOL),
+    "a reply that is none": (packet((Atom("reply"), Atom("ok"), {})), AgentRefusal.PROTOCOL),
     "a negative count": (
         packet((Atom("heartbeat"), heartbeat_fields(check_micros_sum=-1))),
         AgentRefusal.PROTOCOL,
@@ -158,17 +158,24 @@ async def test_an_orchestrator_that_does_not_know_the_key_is_noticed_by_the_agen
         assert "agent.key" in watched.refused[0][1]
 
 
-async def test_silent_connections_are_few_and_do_not_keep_the_agent_out_for_long(tmp_path: Path) -> None:
+async def test_silent_connections_are_few_and_keep_the_agent_out_for_a_deadline_at_most(
+    tmp_path: Path,
+) -> None:
     async with listening(tmp_path / "a.sock", deadline=0.5) as watched:
+        opened = await watched.opened()
         silent = [await FakeAgent(watched.path).connect() for _ in range(MAX_OPENING)]
         await until(lambda: len(watched.server.opening) == MAX_OPENING, "all of them")
+        assert watched.refused == [], "one that is opened takes none of their places"
         one_more = await FakeAgent(watched.path).connect()
         await one_more.closed()
         assert watched.reasons == ["too_many"]
         for agent in silent:
             await agent.closed()
         assert watched.reasons == ["too_many"] + ["timeout"] * MAX_OPENING
-        await watched.opened()
+        await opened.leave()
+        await until(lambda: watched.lost, "the loss")
+        opened = await watched.opened()
+        await opened.leave()
 
 
 async def test_connecting_in_a_loop_is_slowed(tmp_path: Path) -> None:

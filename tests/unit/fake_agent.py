@@ -5,7 +5,7 @@ As a program it is an agent in a process of its own:
     python fake_agent.py MODE SOCKET NODE KEY_HEX …
     flood              events as fast as they are taken, until it is ended
     orphan             opens, prints the pid of a child that keeps the socket, and ends
-    last-words COUNT   opens, sends COUNT events, reads nothing more, and ends
+    last-words COUNT   opens, sends COUNT events, waits for its stdin to end, sends as many again, and ends
 """
 
 from __future__ import annotations
@@ -224,7 +224,10 @@ def main(mode: str, path: str, node: str, key_hex: str, *more: str) -> None:
         signal.alarm(120)
         signal.pause()
     elif mode == "last-words":
-        connected.sendall(refusals(1, int(more[0])))
+        count = int(more[0])
+        connected.sendall(refusals(1, count))
+        sys.stdin.read()
+        connected.sendall(refusals(1 + count, count))
     else:
         sequence = 1
         while True:

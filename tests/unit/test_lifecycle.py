@@ -143,8 +143,27 @@ def test_a_node_that_halted_itself_is_fatal_at_once_with_its_own_words() -> None
     story.then(life.ProcessStarted(PID))
     story.then(life.GuardRefused("proto_dist", "-proto_dist must be given once"))
     assert story.die(78) is NodeState.FATAL
-    assert story.status.why is Why.GUARD_REFUSED
+    assert story.status.why is Why.CARRIER_NOT_IN_FORCE
     assert story.status.detail == "proto_dist: -proto_dist must be given once"
+
+
+def test_a_forbidden_flag_is_killed_at_once_and_that_of_another_process_changes_nothing() -> None:
+    story = Story()
+    story.then(life.StartRequested())
+    story.then(life.ProcessStarted(PID))
+    assert story.then(life.ForbiddenFlagFound(PID + 1, "-setcookie")) is NodeState.STARTING
+    assert story.then(life.ForbiddenFlagFound(PID, "-setcookie")) is NodeState.STOPPING
+    assert story.effects == [life.SendKill()]
+    assert story.die(-9) is NodeState.FATAL
+    assert (story.status.why, story.status.detail) == (Why.CARRIER_NOT_IN_FORCE, "-setcookie")
+
+
+def test_a_node_that_may_not_be_started_is_fatal_with_the_reason_of_that() -> None:
+    story = Story()
+    story.then(life.StartRequested())
+    story.then(life.StartFailed("-setcookie", why=Why.CARRIER_NOT_IN_FORCE))
+    assert story.status.state is NodeState.FATAL
+    assert story.status.why is Why.CARRIER_NOT_IN_FORCE
 
 
 def test_more_restarts_than_the_intensity_are_flapping() -> None:
@@ -300,7 +319,7 @@ def test_every_change_of_state_is_published_with_its_reason() -> None:
     assert [(change.reason, change.severity) for change in changes] == [("flapping", Severity.CRITICAL)]
 
 
-# ---- any sequence of events ----------------------------------------------------------------------------------
+# ---- any sequence of events ----------------------------------------------------------------------
 
 ARROWS = {
     (NodeState.STOPPED, NodeState.STARTING),
@@ -337,6 +356,7 @@ EVENTS = st.one_of(
     st.builds(life.GuardUnclear, _attempts, st.just("x")),
     st.builds(life.GuardDisproven, _attempts, st.just("x")),
     st.builds(life.GuardRefused, st.just("x"), st.just("y")),
+    st.builds(life.ForbiddenFlagFound, _pids, st.just("x")),
     st.builds(life.Tick),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.floats(0, 40)), max_size=60)

@@ -108,6 +108,7 @@ def agent_process(mode: str, path: Path, node: str, *more: str) -> subprocess.Po
             KEY.reveal().hex(),
             *more,
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(HERE.parents[2])},
     )
@@ -115,7 +116,10 @@ def agent_process(mode: str, path: Path, node: str, *more: str) -> subprocess.Po
 
 def end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.communicate()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
 
 
 # ---- an agent's day ---------------------------------------------------------------------------------
@@ -137,8 +141,10 @@ async def test_an_agents_day(tmp_path: Path) -> None:
 
         agent.send((Atom("heartbeat"), heartbeat_fields()))
         asking = asyncio.create_task(watched.server.command("status", {}, timeout=10))
-        await agent.receive_a("command")
-        agent.send((Atom("reply"), 1, Atom("ok"), snapshot_fields(NODE, agent.launch, policy_generation=9)))
+        command = await agent.receive_a("command")
+        agent.send(
+            (Atom("reply"), command[1], Atom("ok"), snapshot_fields(NODE, agent.launch, policy_generation=9))
+        )
         assert (await asking).fields["snapshot"].policy_generation == 9
 
         await agent.leave()
@@ -200,12 +206,19 @@ async def test_acknowledges_only_what_was_handed_on(tmp_path: Path) -> None:
 
 
 async def test_takes_the_last_words_of_a_node_that_died(tmp_path: Path) -> None:
-    """It wrote its events and was gone, so that our acknowledgement meets a closed socket."""
+    """It wrote more and was gone while we worked, so that our acknowledgement meets a closed socket."""
     async with listening(tmp_path / "a.sock") as watched:
-        process = agent_process("last-words", watched.path, NODE, "500")
+        process = agent_process("last-words", watched.path, NODE, "200")
+
+        def let_it_end(node: str, message: Message) -> None:
+            watched.take(node, message)
+            if len(watched.events) == 1:
+                process.communicate(b"go on")
+
+        watched.server.on_message = let_it_end
         try:
             await until(lambda: watched.lost, "the loss", 60)
-            assert len(watched.events) == 500
+            assert len(watched.events) == 400
         finally:
             end(process)
 
@@ -265,6 +278,36 @@ async def test_an_agent_that_says_no_says_why(tmp_path: Path) -> None:
         assert (await asking).fields == {"generation": 8, "digest": DIGEST.decode()}
 
 
+async def test_a_command_that_is_too_long_to_send_fails_alone(tmp_path: Path) -> None:
+    async with listening(tmp_path / "a.sock") as watched:
+        agent = await watched.opened()
+        with pytest.raises(AgentCommandFailed) as caught:
+            await watched.server.command("policy", {"document": bytes(2**20), "cookies": {}}, timeout=10)
+        assert caught.value.reason == "too_long"
+        assert watched.server.connected
+        await agent.leave()
+
+
+async def test_a_reply_to_a_command_of_an_earlier_connection_harms_nobody(tmp_path: Path) -> None:
+    async with listening(tmp_path / "a.sock") as watched:
+        first = await watched.opened()
+        asking = asyncio.create_task(watched.server.command("stop", {}, timeout=60))
+        command = await first.receive_a("command")
+        await first.leave()
+        with pytest.raises(AgentCommandFailed):
+            await asking
+        late = (Atom("reply"), command[1], Atom("ok"), {})
+        second = await FakeAgent(watched.path, launch=first.launch).connect()
+        second.send(second.proof(await second.hello()))
+        second.send(late)
+        second.send((Atom("snapshot"), snapshot_fields(NODE, first.launch)))
+        second.send(late)
+        second.send(refusal(1))
+        await second.receive_a("ack")
+        assert watched.refused == []
+        await second.leave()
+
+
 async def test_commands_that_nobody_answers_are_bounded(tmp_path: Path) -> None:
     async with listening(tmp_path / "a.sock") as watched:
         agent = await watched.opened()
@@ -291,17 +334,23 @@ async def test_acknowledgements_to_an_agent_that_does_not_read_do_not_pile_up(tm
     async with listening(tmp_path / "a.sock") as watched:
         agent = await watched.opened()
         agent.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        for first in range(1, 60_001, 2000):
-            agent.send_bytes(refusals(first, 2000))
-            await agent.writer.drain()
-        await until(lambda: len(watched.events) == 60_000, "60,000 events", 60)
+        policy = {"document": bytes(900_000), "cookies": {}}
+        with pytest.raises(AgentCommandFailed):
+            await watched.server.command("policy", policy, timeout=0.05)
         peer = watched.server._current
         assert peer is not None
         assert peer._transport is not None
-        assert peer._transport.get_write_buffer_size() <= agent_peer.HIGH_WATER_BYTES + 4096
+        unsent = peer._transport.get_write_buffer_size()
+        assert unsent > agent_peer.HIGH_WATER_BYTES
+
+        for first in range(1, 5001, 1000):
+            agent.send_bytes(refusals(first, 1000))
+            await agent.writer.drain()
+        await until(lambda: len(watched.events) == 5000, "5,000 events", 60)
+        assert peer._transport.get_write_buffer_size() == unsent
+
         agent.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        while (await agent.receive_a("ack"))[2] != 60_000:
-            pass
+        assert await agent.receive_a("ack") == ("ack", "refusals", 5000)
 
 
 # ---- who may connect --------------------------------------------------------------------------------
@@ -354,6 +403,18 @@ async def test_asks_who_is_there_before_it_reads_a_byte(tmp_path: Path) -> None:
         agent.send((Atom("hello"), 1, NODE.encode(), agent.nonce))
         assert await agent.closed() == [("goodbye", "process")]
         assert asked == [(os.getpid(), os.getuid())]
+        assert watched.reasons == ["process"]
+
+
+async def test_a_process_that_has_ended_is_no_agent(tmp_path: Path) -> None:
+    async with listening(tmp_path / "a.sock") as watched:
+
+        def gone(pid: int, uid: int) -> bool:
+            raise ProcessLookupError
+
+        watched.may_connect = gone
+        agent = await FakeAgent(watched.path).connect()
+        assert await agent.closed() == [("goodbye", "process")]
         assert watched.reasons == ["process"]
 
 
@@ -426,8 +487,8 @@ async def test_a_node_that_floods_slows_no_other_nodes_commands(tmp_path: Path) 
                 await asking
                 between.append(count - before)
                 assert loop.time() - began < 5
-            # A command and its reply take a few turns of the loop; each lets the flood have one slice, which is
-            # some hundred events. Waiting for the flood to be over would take for ever.
+            # A command and its reply take a few turns of the loop; each lets the flood have one slice, some
+            # hundred events. Waiting for the flood to be over would take for ever.
             assert sorted(between)[len(between) // 2] < 5000
         finally:
             end(process)
@@ -457,6 +518,27 @@ async def test_a_slice_ends_after_its_time_and_reading_waits(tmp_path: Path) -> 
         await until(lambda: len(watched.events) == 600, "all events")
         steps = [after - before for before, after in pairwise(turns)]
         assert max(steps) <= 8 + agent_peer.STEP_BYTES // 300
+
+
+async def test_what_is_not_worked_on_yet_stays_in_the_nodes_socket(tmp_path: Path) -> None:
+    async with listening(tmp_path / "a.sock") as watched:
+        agent = await watched.opened()
+        loop = asyncio.get_running_loop()
+        held: list[int] = []
+
+        def slow(node: str, message: Message) -> None:
+            watched.messages.append(message)
+            peer = watched.server._current
+            assert peer is not None
+            held.append(peer.connection.held)
+            until_then = loop.time() + 0.0002
+            while loop.time() < until_then:
+                pass
+
+        watched.server.on_message = slow
+        agent.send_bytes(refusals(1, 4000))
+        await until(lambda: len(watched.events) == 4000, "all events", 60)
+        assert max(held) < 300_000, "more than one read of 256 KiB was held"
 
 
 async def test_a_frame_that_takes_long_is_followed_by_a_pause(tmp_path: Path) -> None:

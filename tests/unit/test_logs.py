@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from distsec.beam import logs
 from distsec.beam.logs import OutputLog, Rotation
 from distsec.errors import StoreError
 
@@ -188,7 +187,7 @@ def test_a_disk_without_room_for_even_a_name_still_has_its_log_truncated(
             raise OSError(errno.ENOSPC, "No space left on device")
         return really(path, flags, *more, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(logs.os, "open", full)
+    monkeypatch.setattr(os, "open", full)
     assert log.rotate() == Rotation(kept=0, lost=MAX + 1)
     assert log.path.stat().st_size == 0
 

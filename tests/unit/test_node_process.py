@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
+import shutil
 import signal
 import stat
 import subprocess
@@ -63,7 +65,8 @@ class Bench:
         return self.log.path.read_text()
 
     async def says(self, text: str) -> str:
-        return await self.until(lambda: self.output() if text in self.output() else "", f"output {text!r}")
+        await self.until(lambda: text in self.output(), f"output {text!r}")
+        return self.output()
 
     async def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Waits with the event loop running."""
@@ -130,7 +133,8 @@ def test_an_empty_base_still_gives_a_usable_environment(tmp_path: Path) -> None:
 async def test_a_command_gets_that_environment_its_directory_and_no_descriptor_of_ours(bench: Bench) -> None:
     script = """
 import json, os
-fds = {int(fd): os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+links = {fd: f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")}
+fds = {fd: os.readlink(link) for fd, link in links.items() if os.path.exists(link)}
 print(json.dumps([dict(os.environ), os.getcwd(), fds, os.getsid(0) == os.getpid() == os.getpgrp()]))
 """
     leak = os.open(bench.root / "secret", os.O_RDWR | os.O_CREAT)
@@ -169,7 +173,7 @@ async def test_a_missing_command_says_what_to_do(bench: Bench) -> None:
 
 @pytest.mark.asyncio
 async def test_a_missing_working_directory_says_what_to_do(bench: Bench) -> None:
-    with pytest.raises(RuntimeMissing, match="working directory .* is not there; make it"):
+    with pytest.raises(RuntimeMissing, match=r"working directory .* is not there; make it"):
         bench.start("true", working_directory=bench.root / "nowhere")
 
 
@@ -237,13 +241,12 @@ def test_an_exit_is_told_in_words() -> None:
 
 @pytest.mark.asyncio
 async def test_a_signal_reaches_the_whole_group(bench: Bench) -> None:
-    process = bench.shell(
-        "sh -c 'trap \"echo inner; exit\" USR1; echo ready; while :; do sleep 0.05; done'; :"
-    )
+    inner = "trap 'echo inner; exit' USR1; echo ready; while :; do sleep 0.05; done"
+    process = bench.shell(f'trap "echo outer" USR1; sh -c "{inner}"; echo done')
     await bench.says("ready")
     assert process.signal_group(signal.SIGUSR1)
-    await process.wait()
-    assert "inner" in bench.output()
+    assert await process.wait() == Exit(code=0)
+    assert {"inner", "outer", "done"} <= set(bench.output().split())
 
 
 @pytest.mark.asyncio
@@ -255,7 +258,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_grace(bench: Bench) 
 
 @pytest.mark.asyncio
 async def test_one_that_is_stopped_is_ended_too(bench: Bench) -> None:
-    process = bench.shell("echo ready; read never < /dev/zero")
+    process = bench.shell("echo ready; exec sleep 600")
     await bench.says("ready")
     process.signal_group(signal.SIGSTOP)
     assert await process.end(GRACE_SECONDS) == Exit(signal=signal.SIGTERM)
@@ -277,6 +280,21 @@ async def test_a_helper_that_outlives_its_wrapper_is_ended_before_the_node_count
     process = bench.shell("sleep 600 & echo $!; exit 5")
     assert await process.wait() == Exit(code=5)
     assert not alive(int(bench.output()))
+
+
+UNMARKED = "env -i sleep 600 </dev/null >/dev/null 2>&1 & echo helper=$!"
+
+
+@pytest.mark.asyncio
+async def test_a_helper_without_any_mark_is_ended_because_our_zombie_holds_its_session(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        node, "_ALIVE_SLACK_TICKS", -1_000_000
+    )  # when the leader last lived proves nothing here
+    process = bench.shell(f"{UNMARKED}; exit 0")
+    assert await process.wait() == Exit(code=0)
+    assert not alive(int(bench.output().split("=")[1]))
 
 
 @pytest.mark.asyncio
@@ -349,15 +367,13 @@ def test_a_record_that_is_not_ours_is_an_error(content: bytes) -> None:
 @contextlib.contextmanager
 def orphan(bench: Bench, script: str) -> Iterator[RunRecord]:
     """A leader whose starter has died, as after kill -9 of the orchestrator, with its output in the log."""
+    program = (
+        "import subprocess, sys; log = open(sys.argv[1], 'ab');"
+        "print(subprocess.Popen(['sh', '-c', sys.argv[2]], start_new_session=True,"
+        " stdin=subprocess.DEVNULL, stdout=log, stderr=log).pid)"
+    )
     starter = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import subprocess, sys; log = open(sys.argv[1], 'ab');"
-            "print(subprocess.Popen(['sh', '-c', sys.argv[2]], start_new_session=True, stdout=log).pid)",
-            str(bench.log.path),
-            script,
-        ],
+        [sys.executable, "-c", program, str(bench.log.path), script],
         capture_output=True,
         text=True,
         check=True,
@@ -384,6 +400,25 @@ async def test_an_adopted_process_is_watched_signalled_and_ended_with_its_helper
         assert await process.wait() == Exit(), "only a parent learns the exit code"
         assert not alive(helper)
         assert not process.signal_group(signal.SIGTERM)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("slack", [200, -1_000_000])
+async def test_an_unmarked_helper_of_an_adopted_leader_is_its_own_only_if_it_began_while_that_lived(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, slack: int
+) -> None:
+    monkeypatch.setattr(node, "_ALIVE_SLACK_TICKS", slack)
+    with orphan(bench, f"{UNMARKED}; wait") as run:
+        helper = int((await bench.says("helper=")).split("=")[1])
+        try:
+            process = NodeProcess.adopt(run, bench.log)
+            assert process is not None
+            os.kill(run.pid, signal.SIGKILL)
+            assert await process.wait() == Exit()
+            assert alive(helper) is (slack < 0)
+        finally:
+            if alive(helper):
+                os.kill(helper, signal.SIGKILL)
 
 
 @pytest.mark.asyncio
@@ -416,7 +451,7 @@ async def test_after_a_reboot_nothing_is_adopted(bench: Bench) -> None:
 
 @pytest.mark.asyncio
 async def test_what_lives_on_of_a_leader_that_died_meanwhile_is_found_by_its_mark(bench: Bench) -> None:
-    with orphan(bench, "sleep 600 & echo helper=$!; read go < /dev/zero") as run:
+    with orphan(bench, "sleep 600 & echo helper=$!; wait") as run:
         helper = int((await bench.says("helper=")).split("=")[1])
         os.kill(run.pid, signal.SIGKILL)
         await bench.until(lambda: not alive(run.pid), "the leader to die")
@@ -445,12 +480,69 @@ async def test_an_abandoned_process_runs_on_and_can_be_adopted_again(bench: Benc
 
 @pytest.mark.asyncio
 async def test_no_descriptor_stays_open(bench: Bench) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         await bench.shell("sleep 60 & exit 0").wait()
         process = bench.shell("exec sleep 60")
         await process.end(GRACE_SECONDS)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# ---- what leaves the session ------------------------------------------------------------------------------
+
+
+def disguised(bench: Bench, name: str) -> str:
+    """A program that only sleeps and is called `name`."""
+    program = bench.root / name
+    shutil.copy(shutil.which("sleep") or "", program)
+    return str(program)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("beam.smp", True),  # erl -detached
+        ("erlexec", True),  # the same, a moment earlier
+        ("daemon", False),  # what an application starts for good is its own business
+    ],
+)
+async def test_of_what_left_the_session_only_a_beam_is_ended(bench: Bench, name: str, ends: bool) -> None:
+    os.mkfifo(bench.root / "go")
+    program = disguised(bench, name)
+    process = bench.shell(f"setsid {program} 600 </dev/null >/dev/null 2>&1 & read go < go; exit 0")
+    mark = str(bench.root).encode()
+
+    def outside() -> list[int]:
+        named = [each for each in proc.everything() if each.name == name and each.session != process.pid]
+        return [each.pid for each in named if proc.environment_holds(each.pid, mark)]
+
+    (pid,) = await bench.until(outside, f"{name} to leave the session")
+    try:
+        await asyncio.to_thread((bench.root / "go").write_text, "\n")
+        assert await process.wait() == Exit(code=0)
+        assert alive(pid) is not ends
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.asyncio
+async def test_an_operators_shell_is_left_alone(bench: Bench) -> None:
+    """It has the node's environment (`distsec env`) and is a BEAM, but it has a terminal too."""
+    program = disguised(bench, "beam.smp")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(program, [program, "600"], bench.environment())
+    try:
+        mark = str(bench.root).encode()
+        await bench.until(lambda: proc.environment_holds(pid, mark), "the shell to run")
+        assert await bench.shell("exit 0").wait() == Exit(code=0)
+        assert alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
 
 
 # ---- real nodes -------------------------------------------------------------------------------------------
@@ -462,6 +554,7 @@ PRINTER = 'F = fun F(N) -> io:format("tick ~p~n", [N]), timer:sleep(20), F(N + 1
 async def test_a_node_that_prints_all_the_while_survives_its_starter_and_is_adopted(
     otp: Any, bench: Bench
 ) -> None:
+    command = [otp.erl, "-noinput", "-eval", PRINTER]
     starter_script = f"""
 import asyncio, sys
 from pathlib import Path
@@ -469,7 +562,7 @@ from distsec.beam.logs import OutputLog
 from distsec.beam.node import NodeProcess
 async def main():
     root = Path(sys.argv[1])
-    NodeProcess.start([{otp.erl!r}, "-noinput", "-eval", {PRINTER!r}], environment={bench.environment()!r} | {{"ERL_AFLAGS": ""}},
+    NodeProcess.start({command!r}, environment={bench.environment() | {"ERL_AFLAGS": ""}!r},
         working_directory=root, log=OutputLog(root / "log" / "output.log", 1 << 20), started_at=0.0,
         record=(root / "run.json").write_bytes)
     await asyncio.Event().wait()
@@ -520,10 +613,7 @@ async def test_a_node_that_detached_itself_is_ended_with_the_command_that_starte
     process = bench.start(
         otp.erl, "-detached", "-noinput", "-eval", proof, environment=bench.environment() | {"ERL_AFLAGS": ""}
     )
-    # It leaves its session before its starter returns, or shortly after: what was missed is found by its mark.
     await process.wait()
-    for member in session.leftovers(None, bench.log.path):
-        await session.end([member], GRACE_SECONDS)
-    if touched.exists():
-        assert not alive(int(touched.read_text()))
     assert session.leftovers(None, bench.log.path) == []
+    assert process.survivors == ()
+    assert not touched.exists() or not alive(int(touched.read_text()))

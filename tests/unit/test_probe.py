@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from distsec.beam.probe import MAX_BYTES, NAME_FRAME, ProbeResult, probe
+from distsec.beam.probe import MAX_BYTES, NAME_FRAME, ProbeResult, _Closed, _Stream, probe
 from tests.waiting import wait_until
 
 PATIENCE_SECONDS = 20.0
@@ -271,18 +271,20 @@ async def test_every_connection_is_listed_as_the_server_saw_it() -> None:
         seen.append(f"{host}:{port}")
         writer.close()
 
+    opened: list[str] = []
     async with answering(note) as port:
-        result = await probe("127.0.0.1", port, PATIENCE_SECONDS)
-    assert list(result.local_addresses) == seen
+        result = await probe("127.0.0.1", port, PATIENCE_SECONDS, opened=opened.append)
+    assert list(result.local_addresses) == seen == opened
     assert len(seen) == 2
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("expect", ["inet_tls", "inet_tcp"])
-async def test_garbage_is_neither_tls_nor_distribution(expect: Any) -> None:
+@pytest.mark.parametrize("answer", [b"\x1b]0;owned\x07HTTP/1.0 418 teapot\r\n\r\n", b"\0\3nok", b"\0\1s"])
+async def test_garbage_is_neither_tls_nor_distribution(expect: Any, answer: bytes) -> None:
     async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
-        writer.write(b"\x1b]0;owned\x07HTTP/1.0 418 teapot\r\n\r\n")
+        writer.write(answer)
         await writer.drain()
         writer.close()
 
@@ -310,6 +312,17 @@ async def test_an_endless_answer_is_cut_off() -> None:
         result = await probe("127.0.0.1", port, PATIENCE_SECONDS)
     assert not result.mutual_tls_only and result.error is not None
     assert sent < MAX_BYTES + 16 * 1024 * 1024  # what socket buffers hold, and no more
+
+
+@pytest.mark.asyncio
+async def test_no_more_than_the_limit_is_read_even_of_what_tls_would_take() -> None:
+    received = asyncio.StreamReader()
+    received.feed_data(b"x" * (MAX_BYTES + 1))
+    stream = _Stream(received, cast(asyncio.StreamWriter, None))
+    with pytest.raises(_Closed, match="more than"):
+        while True:
+            await stream.read()
+    assert stream.received == MAX_BYTES + 1
 
 
 @pytest.mark.asyncio

@@ -565,7 +565,7 @@ def test_sends_a_policy_with_cookies_as_binaries_and_reads_the_reply() -> None:
     ]
     reply = (Atom("reply"), 7, Atom("ok"), atoms(generation=8, digest=DIGEST))
     assert receive(ours, reply) == [Reply(7, True, {"generation": 8, "digest": DIGEST.decode()})]
-    refused(ours, reply)  # once is enough
+    assert receive(ours, reply) == []  # once is enough
 
 
 def test_reads_a_status_reply_as_a_snapshot_and_an_error_as_its_reason() -> None:
@@ -588,7 +588,6 @@ def test_reads_a_status_reply_as_a_snapshot_and_an_error_as_its_reason() -> None
 @pytest.mark.parametrize(
     "reply",
     [
-        (Atom("reply"), 2, Atom("ok"), {}),
         (Atom("reply"), True, Atom("ok"), {}),
         (Atom("reply"), [], Atom("ok"), {}),
         (Atom("reply"), 1, Atom("maybe"), {}),
@@ -599,7 +598,7 @@ def test_reads_a_status_reply_as_a_snapshot_and_an_error_as_its_reason() -> None
         (Atom("reply"), 1, Atom("ok"), []),
     ],
 )
-def test_refuses_a_reply_to_no_command_or_not_as_specified(reply: Term) -> None:
+def test_refuses_a_reply_that_is_not_as_specified(reply: Term) -> None:
     ours = at(State.OPEN)
     ours.send_command(1, Command.POLICY, {"document": b"", "cookies": {}})
     said(ours)

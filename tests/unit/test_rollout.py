@@ -83,8 +83,9 @@ def test_a_node_that_is_silent_rolls_the_allow_back_and_is_named() -> None:
 
 def test_a_node_that_refuses_rolls_the_allow_back_at_once() -> None:
     story = Story()
-    assert story.then(Refused("b", G + 1, "signature")) is Stage.ROLLING_BACK
-    # nobody had acknowledged, so nobody is waited for
+    assert story.then(Refused("b", G + 1, "signature")) is Stage.DONE  # nobody had it: nobody is waited for
+    assert story.effects[0] == Save(G + 3, Content.WITHOUT)
+    assert story.effects[-1] == Finish(False, (), {"b": "signature"})
     story = Story()
     story.all("a")
     story.then(Refused("b", G + 1, "signature"))
@@ -157,7 +158,7 @@ def test_late_and_foreign_answers_change_nothing(event: rollout.Event) -> None:
     assert (story.state, story.effects) == (before, [])
 
 
-# ---- interrupted anywhere ------------------------------------------------------------------------------------
+# ---- interrupted anywhere ------------------------------------------------------------------------
 
 
 @dataclass
@@ -217,7 +218,8 @@ def test_an_interruption_at_any_step_leaves_what_a_restart_can_mend(
     while True:
         for effect in effects:
             if performed == crash:
-                return world.check()
+                world.check()
+                return
             world.perform(effect, living)
             world.check()
             performed += 1

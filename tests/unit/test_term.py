@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import struct
+import subprocess
 import time
 import tracemalloc
 import zlib
@@ -26,6 +28,7 @@ from distsec.beam.term import (
     encode,
 )
 from distsec.errors import ProtocolError
+from tests.releases import Otp
 from tests.unit.fake_agent import heartbeat_fields, refusal, snapshot_fields
 
 V = b"\x83"
@@ -185,6 +188,39 @@ def test_an_atom_is_the_same_however_it_was_encoded_and_never_a_binary() -> None
 def test_refuses_to_write_a_text_that_could_be_either() -> None:
     with pytest.raises(TypeError):
         encode({Atom("a"): "text"})  # type: ignore[dict-item]
+
+
+IN_ERLANG = """#{a => [1, -1, 255, 256, 1763764000123, -(1 bsl 70)], <<"b">> => {1.5, true, false, undefined},
+'\\x{e4}' => "list", '\\x{20ac}' => [], c => [#{}, {}, <<255, 0>>],
+d => list_to_tuple(lists:duplicate(300, x))}"""
+IN_PYTHON: Term = {
+    Atom("a"): [1, -1, 255, 256, 1763764000123, -(1 << 70)],
+    b"b": (1.5, True, False, None),
+    Atom("ä"): list(b"list"),
+    Atom("€"): [],
+    Atom("c"): [{}, (), b"\xff\0"],
+    Atom("d"): (Atom("x"),) * 300,
+}
+
+
+def test_what_this_release_writes_is_read_and_what_we_write_is_read_by_it(otp: Otp) -> None:
+    ours = ",".join(map(str, encode(IN_PYTHON)))
+    script = f"""
+        T = {IN_ERLANG},
+        io:put_chars(base64:encode(term_to_binary(T))), io:nl(),
+        io:put_chars(base64:encode(term_to_binary(T, [{{minor_version, 1}}]))), io:nl(),
+        io:put_chars(atom_to_list(binary_to_term(<<{ours}>>) =:= T)), halt()."""
+    done = subprocess.run(
+        [otp.erl, "-noinput", "-noshell", "-eval", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    default, latin1, same = done.stdout.split()
+    assert decode(base64.b64decode(default)) == IN_PYTHON
+    assert decode(base64.b64decode(latin1)) == IN_PYTHON
+    assert same == "true"
 
 
 # ---- hostile bytes ----------------------------------------------------------------------------------

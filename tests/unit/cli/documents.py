@@ -30,7 +30,7 @@ def link(peer: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def node(name: str, **changes: Any) -> dict[str, Any]:
+def node(name: str, /, **changes: Any) -> dict[str, Any]:
     return {
         "name": name,
         "state": "RUNNING",

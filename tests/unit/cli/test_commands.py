@@ -286,9 +286,9 @@ def test_the_version_is_told(type_in: Type) -> None:
     [
         (("statsu",), "distsec: there is no command 'statsu' (did you mean status?); see `distsec --help`"),
         (("certs",), "distsec: there is no command 'certs'; see `distsec --help`"),
-        (("status", "--jsno"), "distsec status: No such option: --jsno"),
+        (("status", "--jsno"), "distsec status: No such option"),
         (("allow",), "distsec allow: Missing argument 'NODE'"),
-        (("\x1b[31m",), "distsec: there is no command '\\\\x1b[31m'"),
+        (("\x1b[31m",), "distsec: there is no command '\\x1b[31m'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_64(type_in: Type, args: tuple[str, ...], said: str) -> None:
@@ -331,25 +331,21 @@ def test_ctrl_c_ends_with_130(orchestrator: Running, type_in: Type, monkeypatch:
     assert type_in("stop", "--all").exit_code == 130
 
 
-def test_a_reader_that_goes_away_is_no_error(orchestrator: Running, config: Path) -> None:
-    for number in range(3000):
-        orchestrator.fake.bus._others.append(_published(number))
-    typed = f"{shlex.quote(sys.executable)} -c 'from distsec.cli import main; main()' events -c {shlex.quote(str(config))}"
-    done = subprocess.run(
-        ["/bin/bash", "-o", "pipefail", "-c", f"{typed} | head -n 1"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 1
-
-
-def _published(number: int) -> object:
-    from distsec.observe.bus import Published
-
-    return Published(number + 1, refusal(number))
+@pytest.mark.parametrize("command", ["events", "status"])
+def test_a_reader_that_goes_away_is_no_trouble(orchestrator: Running, config: Path, command: str) -> None:
+    orchestrator.publish(refusal())
+    reads, writes = os.pipe()
+    os.close(reads)
+    program = [sys.executable, "-c", "from distsec.cli import main; main()"]
+    with os.fdopen(writes, "wb") as pipe:
+        done = subprocess.run(
+            [*program, command, "-c", str(config)],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 # ---- finding the orchestrator ----------

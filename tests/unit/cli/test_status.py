@@ -86,7 +86,7 @@ def test_json_is_the_document_and_nothing_else(orchestrator: Running, type_in: T
             2,
             "not in force (carrier",
         ),
-        (with_first(state="STOPPING", reason="guard_refused"), 2, "its guard is not in force"),
+        (with_first(state="STOPPING", reason="carrier_not_in_force"), 2, "its guard is not in force"),
         (status(violation=True), 2, "reports a violation"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_violation_comes_first_and_is_exit_code_2(orchestrator: Running, type_
     )
     assert result.exit_code == 2
     first = " ".join(result.stdout.split()[:9])
-    assert first == "VIOLATION poller@127.0.0.1: a link with evil@10.0.0.7 is up"
+    assert first == "VIOLATION poller@127.0.0.1: a link with evil@10.0.0.7 is up and"
 
 
 def test_refusals_are_summed_up_and_degrade_nothing(orchestrator: Running, type_in: Type) -> None:
@@ -226,6 +226,14 @@ def test_watch_draws_anew_survives_a_restart_of_the_orchestrator_and_ends_by_ctr
     drawn = out.getvalue()
     assert drawn.index("all well") < drawn.index("no orchestrator answers") < drawn.index("its agent is lost")
     assert drawn.rstrip().endswith("\x1b[?25h") or "\x1b[?1049l" in drawn, "the terminal is given back"
+
+
+def test_watch_ends_with_the_exit_code_of_what_was_seen_last() -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=40)
+    assert watch_on(ControlClient("/nowhere"), console, interrupted) == 3
 
 
 @pytest.mark.parametrize(

@@ -394,3 +394,8 @@ def test_a_text_has_a_bound(spec: Parse, only: Only) -> None:
     command = NODE + 'command = ["erl", "{}"]'
     assert spec(command.format("x" * 4096))
     assert only(command.format("x" * 4097)).what == "is longer than 4096 characters"
+
+
+def test_refuses_a_variable_that_erlexec_reads_before_the_flags_of_the_guard(only: Only) -> None:
+    problem = only(NODE + 'command = ["erl"]\n[nodes.environment]\nERL_OTP25_FLAGS = "-epmd_module erl_epmd"')
+    assert problem.key.endswith("ERL_OTP25_FLAGS") and "ERL_FLAGS" in problem.do

@@ -1,0 +1,49 @@
+"""A node's start up to its agent's hello: why it failed, and what its emulators are given.
+
+The guard in the node answers the second for whatever lets it run; this looks from outside for the rest.
+Called by `supervisor.node` for processes that it started itself: what an adopted node runs beside its own VM
+is the application's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from distsec.beam.flags import ForbiddenFlag
+from distsec.beam.scrutiny import LOOK_SECONDS
+from distsec.core import node_status as life
+from distsec.errors import DistsecError, GuardNotInForce, PortInUse, StoreError
+from distsec.model.cluster import NodeState
+
+
+class BootWatch(Protocol):
+    """See beam.scrutiny.BootWatch. `look` blocks."""
+
+    def look(self) -> ForbiddenFlag | None: ...
+    def end(self) -> None: ...
+
+
+class Booting(Protocol):
+    """The node: what it is in, and the way in for what happens to it."""
+
+    status: life.NodeStatus
+
+    def feed(self, event: life.Event) -> None: ...
+
+
+async def watch_boot(watch: BootWatch, pid: int, node: Booting) -> None:
+    """Looks while the process `pid` is STARTING without an agent; feeds what it finds, and returns."""
+    while node.status.pid == pid and node.status.state is NodeState.STARTING:
+        if not node.status.agent and (found := await asyncio.to_thread(watch.look)) is not None:
+            node.feed(life.ForbiddenFlagFound(pid, str(found)))  # first, so that the exit has its reason
+            watch.end()
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def start_failed(error: DistsecError) -> life.StartFailed:
+    """Lasting is what would fail again in a moment: then no restart is tried."""
+    if isinstance(error, GuardNotInForce):
+        return life.StartFailed(str(error), why=life.Why.CARRIER_NOT_IN_FORCE)
+    return life.StartFailed(str(error), lasting=not isinstance(error, StoreError | PortInUse))

@@ -1,0 +1,42 @@
+"""One guarded node per release and module, which all attacks of that module are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.scene import Scene
+from tests.releases import OTPS, Otp
+from tests.system.conftest import beams  # noqa: F401  the same modules, compiled in the same way
+
+
+@pytest.fixture(scope="module", params=OTPS, ids=str)
+def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
+    """Each OTP release that is here; a module's attacks on one of them run together."""
+    chosen: Otp = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _tested_release(request: pytest.FixtureRequest) -> None:
+    """Tells the run's summary which release this test was for; a fixture of a module cannot."""
+    if "otp" in request.fixturenames:
+        request.node.user_properties.append(("otp", request.getfixturevalue("otp").stands_for))
+
+
+@pytest.fixture(scope="module")
+def scene_of_module(otp: Otp, beams: Path) -> Iterator[Scene]:  # noqa: F811
+    with Scene(otp, beams) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(scene_of_module: Scene) -> Iterator[Scene]:
+    """The guarded node, with nothing counted, linked or harmed since the test began."""
+    scene_of_module.begin()
+    with ExitStack() as stack:
+        scene_of_module.test = stack
+        yield scene_of_module

@@ -1,0 +1,351 @@
+"""A machine in memory for the supervisor: nodes that say hello, agents that take policies, ports that answer.
+
+What a test wants to go wrong is set on `FakeMachine` or on one of its `FakeNode`s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from distsec.beam.flags import ForbiddenFlag
+from distsec.beam.link import AgentCommandFailed
+from distsec.beam.messages import Command, Heartbeat, Lane, Message, Opened, Reply, Snapshot
+from distsec.beam.messages import Listener as AgentListener
+from distsec.beam.node import Exit
+from distsec.beam.probe import ProbeResult
+from distsec.beam.proc import Listener
+from distsec.core.wanted import Overlay
+from distsec.errors import DistsecError
+from distsec.model.cluster import Carrier, Certificate, ClusterSpec, Link, Mode, NodeSpec
+from distsec.model.names import NodeName
+from distsec.model.policy import Policy
+from distsec.supervisor.proof import Expected
+
+OPTFILE = "0" * 64
+
+
+def node_spec(name: str, **fields: Any) -> NodeSpec:
+    return NodeSpec(NodeName.parse(f"{name}@127.0.0.1"), fields.pop("command", ("erl",)), **fields)
+
+
+def cluster_spec(*nodes: NodeSpec, **fields: Any) -> ClusterSpec:
+    given = {
+        "name": "demo",
+        "config_file": "/nowhere/distsec.toml",
+        "state_dir": "/nowhere/state",
+        "mode": Mode.PRODUCTION,
+        "carrier": Carrier.INET_TLS,
+        "allowed_nodes": tuple(node.name for node in nodes),
+        "nodes": nodes,
+        "acknowledge_deadline_seconds": 0.3,
+        "start_deadline_seconds": 5.0,
+        "stop_deadline_seconds": 0.4,
+        **fields,
+    }
+    return ClusterSpec(**given)
+
+
+class FakeProcess:
+    def __init__(self, node: FakeNode, pid: int) -> None:
+        self.node = node
+        self.pid = pid
+        self.start_time = pid * 10
+        self.signals: list[signal.Signals] = []
+        self.ended = asyncio.get_running_loop().create_future()
+        self.abandoned = False
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self.ended)
+
+    def contains(self, pid: int) -> bool:
+        return pid in (self.pid, self.pid + 1) and not self.ended.done()
+
+    def listeners(self) -> list[Listener]:
+        return list(self.node.listeners)
+
+    def signal_group(self, number: signal.Signals) -> bool:
+        self.signals.append(number)
+        fatal = number is signal.SIGKILL or (number is signal.SIGTERM and not self.node.ignores_term)
+        if fatal and not self.ended.done():
+            self.node.die(Exit(signal=number))
+        return True
+
+    async def abandon(self) -> None:
+        self.abandoned = True
+
+
+@dataclass
+class FakeNode:
+    """How one node behaves. The flags may be changed at any time."""
+
+    machine: FakeMachine
+    spec: NodeSpec
+    says_hello: bool = True
+    answers: bool = True  # False: connected and silent, as under SIGSTOP
+    refuses_policy: str | None = None
+    ignores_stop: bool = False
+    ignores_term: bool = False
+    carrier: str = "inet_tls"
+    halts_with: tuple[str, str] | None = None
+    forbidden: ForbiddenFlag | None = None  # what a look at its emulator finds
+    starts: int = 0
+    process: FakeProcess | None = None
+    digest: str | None = None
+    generation: int = 0
+    policies: list[dict[str, Any]] = field(default_factory=list)
+    links: tuple[Link, ...] = ()
+    server: FakeServer | None = None
+    launch: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.spec.name)
+
+    @property
+    def port(self) -> int:
+        return self.machine.ports[self.name]
+
+    @property
+    def listeners(self) -> list[Listener]:
+        return [Listener(self.process.pid, "127.0.0.1", self.port)] if self.process else []
+
+    def boot(self, document: bytes | None) -> FakeProcess:
+        self.starts += 1
+        self.machine.last_pid += 2
+        self.process = FakeProcess(self, self.machine.last_pid)
+        self.launch = f"{self.machine.last_pid:032x}"
+        self.take(document)
+        if self.halts_with is not None:
+            self.machine.refused[self.name] = self.halts_with
+            asyncio.get_running_loop().call_soon(self.die, Exit(code=78))
+        elif self.says_hello:
+            asyncio.get_running_loop().call_soon(self.hello)
+        return self.process
+
+    def look(self) -> ForbiddenFlag | None:
+        return self.forbidden
+
+    def end(self) -> None:
+        pass
+
+    def take(self, document: bytes | None) -> None:
+        if document is not None:
+            policy = json.loads(document)
+            self.policies.append(policy)
+            self.generation, self.digest = policy["generation"], hashlib.sha256(document).hexdigest()
+
+    def hello(self) -> None:
+        if self.process is not None and self.server is not None:
+            assert self.server.accept_peer(self.process.pid, 0)
+            self.server.pid = self.process.pid
+            self.server.on_message(self.name, Opened(self.launch))
+            self.server.on_message(self.name, self.snapshot())
+
+    def goodbye(self) -> None:
+        if self.server is not None and self.server.pid is not None:
+            self.server.pid = None
+            self.server.on_lost(self.name, "closed")
+
+    def die(self, how: Exit) -> None:
+        if self.process is not None and not self.process.ended.done():
+            self.goodbye()
+            self.process.ended.set_result(how)
+            self.process = None
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            node=self.name,
+            os_pid=self.process.pid if self.process else 0,
+            otp="27",
+            launch=self.launch,
+            started_ms=0,
+            carrier=self.carrier,
+            listeners=(AgentListener("127.0.0.1", self.port),),
+            optfile_digest=OPTFILE,
+            policy_generation=self.generation,
+            policy_digest=self.digest,
+            links=self.links,
+        )
+
+    def heartbeat(self, **fields: Any) -> Heartbeat:
+        given: dict[str, Any] = {
+            "policy_generation": self.generation,
+            "policy_digest": self.digest,
+            "links": len(self.links),
+            "sequence": dict.fromkeys(Lane, 0),
+            "dropped": dict.fromkeys(Lane, 0),
+            "refusals": {},
+            "checks": {},
+            "check_seconds": (),
+            "check_micros_sum": 0,
+        }
+        return Heartbeat(**{**given, **fields})
+
+    def says(self, message: Message) -> None:
+        assert self.server is not None
+        self.server.on_message(self.name, message)
+
+
+class FakeServer:
+    def __init__(
+        self,
+        node: FakeNode,
+        accept_peer: Callable[[int, int], bool],
+        on_message: Callable[[str, Message], None],
+        on_lost: Callable[[str, str], None],
+        on_refused: Callable[[str, str, str], None],
+    ) -> None:
+        self.node = node
+        self.accept_peer = accept_peer
+        self.on_message = on_message
+        self.on_lost = on_lost
+        self.on_refused = on_refused
+        self.pid: int | None = None
+        self.closed = False
+        self.commands: list[Command] = []
+
+    async def start(self) -> None:
+        self.node.server = self
+
+    async def close(self) -> None:
+        self.closed = True
+        self.node.server = None
+
+    async def command(self, kind: Command, arguments: Mapping[str, Any], timeout: float) -> Reply:
+        self.commands.append(kind)
+        await asyncio.sleep(0)
+        if self.pid is None:
+            raise AgentCommandFailed("no agent", reason="lost")
+        if not self.node.answers:
+            await asyncio.sleep(timeout)
+            raise AgentCommandFailed("no answer", reason="timeout")
+        match kind:
+            case Command.STATUS:
+                return Reply(1, True, {"snapshot": self.node.snapshot()})
+            case Command.POLICY:
+                if self.node.refuses_policy:
+                    raise AgentCommandFailed("refused", reason=self.node.refuses_policy)
+                self.node.take(arguments["document"])
+                return Reply(1, True, {"generation": self.node.generation, "digest": self.node.digest})
+            case Command.STOP:
+                if not self.node.ignores_stop:
+                    asyncio.get_running_loop().call_soon(self.node.die, Exit(code=0))
+        return Reply(1, True, {})
+
+
+class FakeMachine:
+    """Implements supervisor.machine.Machine. `order` is what happened to files and processes, in order."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        self.overlay = Overlay()
+        self.overlays: list[Overlay] = []
+        self.order: list[tuple[str, ...]] = []
+        self.nodes: dict[str, FakeNode] = {}
+        self.refused: dict[str, tuple[str, str]] = {}
+        self.leftover: dict[str, bool] = {}  # nodes with a process of an earlier orchestrator
+        self.preflight_error: DistsecError | None = None
+        self.start_error: DistsecError | None = None
+        self.save_error: DistsecError | None = None
+        self.last_pid = 100
+        self.echoes: dict[tuple[str, str], dict[str, int]] = {}
+        self.probed = ProbeResult(
+            "127.0.0.1", 1, tls=True, version="TLSv1.3", requires_client_certificate=True, tls12_refused=True
+        )
+        self.use(spec)
+
+    def use(self, spec: ClusterSpec) -> None:
+        self.spec = spec
+        self.ports: dict[str, int] = {str(node.name): 9100 + n for n, node in enumerate(spec.nodes)}
+        for node in spec.nodes:
+            self.nodes.setdefault(str(node.name), FakeNode(self, node)).spec = node
+
+    def load_overlay(self) -> Overlay:
+        return self.overlay
+
+    def save_overlay(self, overlay: Overlay) -> None:
+        if self.save_error is not None:
+            raise self.save_error
+        self.overlay = overlay
+        self.overlays.append(overlay)
+        self.order.append(("save", str(overlay.generation)))
+
+    def document(self, policy: Policy) -> bytes:
+        return json.dumps(
+            {
+                "generation": policy.generation,
+                "peers": {peer.name: str(peer.phase) for peer in policy.peers},
+                "denied": sorted(policy.denied),
+            }
+        ).encode()
+
+    def start_time(self, pid: int) -> int | None:
+        alive = any(
+            node.process and pid in (node.process.pid, node.process.pid + 1) for node in self.nodes.values()
+        )
+        return pid * 10 if alive else None
+
+    async def adopt(self, node: NodeSpec) -> FakeProcess | None:
+        fake = self.nodes[str(node.name)]
+        return fake.boot(None) if self.leftover.get(str(node.name)) else None
+
+    async def start(self, node: NodeSpec, document: bytes) -> FakeProcess:
+        await asyncio.sleep(0)
+        if self.start_error is not None:
+            raise self.start_error
+        self.order.append(("start", str(node.name)))
+        self.refused.pop(str(node.name), None)
+        return self.nodes[str(node.name)].boot(document)
+
+    def boot_watch(self, node: NodeSpec, pid: int) -> FakeNode:
+        return self.nodes[str(node.name)]
+
+    def watch(self, pid: int) -> FakeProcess:
+        return next(n.process for n in self.nodes.values() if n.process and n.process.pid == pid)
+
+    def server(self, node: NodeSpec, *callbacks: Any) -> FakeServer:
+        return FakeServer(self.nodes[str(node.name)], *callbacks)
+
+    def expected(self, node: NodeSpec, policy_digest: str) -> Expected:
+        return Expected("inet_tls", "127.0.0.1", self.ports[str(node.name)], OPTFILE, policy_digest)
+
+    async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
+        opened("127.0.0.1:40001")
+        await asyncio.sleep(0)
+        return self.probed
+
+    def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None:
+        return self.refused.get(str(node.name))
+
+    def forget(self, node: NodeSpec) -> None:
+        self.order.append(("forget", str(node.name)))
+
+    def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
+        self.order.append(("write", str(node.name), str(json.loads(document)["generation"])))
+
+    def cookies(self, node: NodeSpec, overlay: Overlay) -> dict[str, Any]:
+        return {}
+
+    def certificate(self, node: NodeSpec) -> Certificate | None:
+        return Certificate(node.name.identity("demo"), "0a", "CN=demo", 2_000_000_000)
+
+    def outside(self, node: NodeSpec) -> dict[str, Any]:
+        return {"env": {"ERL_AFLAGS": "-x"}, "files": {}}
+
+    async def preflight(self, node: NodeSpec) -> None:
+        if self.preflight_error is not None:
+            raise self.preflight_error
+
+    def rotate(self, node: NodeSpec) -> None:
+        pass
+
+    def load_echoes(self, node: NodeSpec, launch: str) -> dict[str, int]:
+        return self.echoes.get((str(node.name), launch), {})
+
+    def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None:
+        self.echoes[str(node.name), launch] = dict(absorbed)
