@@ -120,7 +120,8 @@ def _links(nodes: list[Mapping[str, Any]], cluster: object, now: float) -> Table
 def _link(link: Mapping[str, Any], cluster: object, now: float) -> Iterator[RenderableType]:
     allowed = link.get("verdict") == Verdict.ALLOW
     peer = Text(words.shown(link.get("peer")), "" if allowed else BAD)
-    peer.append(f"\n{words.identity(link.get('identity'), cluster)}", FAINT)
+    if link.get("identity") is not None:  # with cookies only there is none to show
+        peer.append(f"\n{words.identity(link['identity'], cluster)}", FAINT)
     if link.get("reason"):
         peer.append(f"\n{words.shown(link.get('reason'))}", BAD)
     yield Padding(peer, (0, 0, 0, 2))

@@ -67,26 +67,38 @@ alert(Alert, Role, Alerter, State) when element(1, Alert) =:= alert ->
         false ->
             Direction = case Role of server -> in; client -> out end,
             distsec_report:refusal(
-              Direction, reason(element(3, Alert), Alerter),
+              Direction, reason(element(3, Alert), Alerter, element(6, Alert)),
               #{address => distsec_report:address(distsec_verify:peer_of_self()),
                 detail => distsec_report:text({Alerter, State, element(3, Alert)})})
     end.
 
-reason(116, _) -> certificate_required;
-reason(70, _) -> protocol_version;
-reason(48, _) -> unknown_ca;
-reason(45, _) -> expired;
-reason(44, _) -> revoked;
-reason(N, own) when N =:= 10; N =:= 20; N =:= 22; N =:= 47; N =:= 50 -> malformed;
-reason(N, _) when N >= 41, N =< 46 -> certificate_invalid;
-reason(_, _) -> handshake_failed.
+reason(116, _, _) -> certificate_required;
+reason(70, _, _) -> protocol_version;
+reason(48, _, _) -> unknown_ca;
+reason(45, _, _) -> expired;
+reason(44, _, _) -> revoked;
+reason(_, own, malformed_handshake_data) -> malformed; % tls_gen_connection.erl, as alert 40
+reason(N, own, _) when N =:= 10; N =:= 20; N =:= 22; N =:= 47; N =:= 50 -> malformed;
+reason(N, _, _) when N >= 41, N =< 46 -> certificate_invalid;
+reason(_, _, _) -> handshake_failed.
 
 dist_util("** Connection attempt from node ~w rejected. Invalid challenge reply" ++ _, Node) ->
-    distsec_report:refusal(in, bad_cookie, #{claimed => distsec_report:text(Node)});
+    bad_cookie(in, Node);
 dist_util("** Connection attempt to node ~w cancelled. Invalid challenge ack" ++ _, Node) ->
-    distsec_report:refusal(out, bad_cookie, #{claimed => distsec_report:text(Node)});
+    bad_cookie(out, Node);
 dist_util(_, _) ->
     ok.
+
+%% Whose certificate it was tells the insider from the name that was claimed.
+bad_cookie(Direction, Node) ->
+    Proven = case distsec_links:own_session() of
+                 {ok, Address, Session} ->
+                     (maps:with([identity, serial, rule], Session))
+                         #{address => distsec_report:address(Address)};
+                 error ->
+                     #{}
+             end,
+    distsec_report:refusal(Direction, bad_cookie, Proven#{claimed => distsec_report:text(Node)}).
 
 %% A TLS alert was seen where it was raised; what is left has no alert.
 inet_tls_dist("TLS distribution handshake failed: " ++ _, {error, timeout}) ->

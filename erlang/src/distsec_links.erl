@@ -5,7 +5,7 @@
 
 -include_lib("kernel/include/net_address.hrl").
 
--export([new/0, remember/3, session/1, sweep/0, end_sessions/1]).
+-export([new/0, remember/3, session/1, own_session/0, sweep/0, end_sessions/1]).
 -export([put/2, take/1, find/1, all/0, describe/2, tls_details/1]).
 
 -export_type([link/0]).
@@ -35,7 +35,7 @@ remember(undefined, _, _) ->
 remember(Address, Direction, #{identities := [Identity]} = Shown) ->
     case ets:info(?SESSIONS, size) of
         Size when is_integer(Size), Size < ?MAX_SESSIONS ->
-            Session = (maps:with([serial, issuer, not_after], Shown))
+            Session = (maps:with([serial, issuer, not_after, rule], Shown))
                 #{identity => Identity, direction => Direction, process => self()},
             ets:insert(?SESSIONS, {Address, Session}),
             ok;
@@ -52,6 +52,17 @@ session(Address) ->
     case lists:usort([maps:remove(process, Session) || Session <- Live]) of
         [_] -> {ok, lists:last(Live)};
         _ -> error
+    end.
+
+%% The session of the connection that the calling process sets up, for the processes in which
+%% dist_util does the handshake: a TLS connection monitors the process that owns it.
+-spec own_session() -> {ok, address(), map()} | error.
+own_session() ->
+    {monitored_by, Watchers} = process_info(self(), monitored_by),
+    case [Found || Pid <- Watchers, is_pid(Pid),
+                   Found <- ets:match_object(?SESSIONS, {'_', #{process => Pid}})] of
+        [{Address, Session} | _] -> {ok, Address, Session};
+        [] -> error
     end.
 
 %% Forgets sessions whose process is gone.

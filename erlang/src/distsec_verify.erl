@@ -40,8 +40,8 @@ by_policy(Role, #{serial := Serial, not_after := NotAfter, identities := Identit
                                      distsec_policy:in_force()),
     distsec_count:check(action(Role), element(1, Decision), erlang:monotonic_time() - Started),
     case Decision of
-        {allow, _Rule} ->
-            distsec_links:remember(peer_of_self(), direction(Role), Identity),
+        {allow, Rule} ->
+            distsec_links:remember(peer_of_self(), direction(Role), Identity#{rule => Rule}),
             {valid, State};
         {deny, Reason, Rule} ->
             refuse(Role, Reason, Identity, #{rule => Rule})
@@ -74,7 +74,7 @@ bad_certificate(Bad, _) when Bad =:= unknown_ca; Bad =:= selfsigned_peer; Bad =:
 bad_certificate({revoked, _}, _) -> revoked;
 bad_certificate(invalid_key_usage, _) -> key_usage;
 bad_certificate(invalid_ext_key_usage, _) -> key_usage;
-bad_certificate({invalid_ext_key_usage, _}, _) -> key_usage;
+bad_certificate({invalid_ext_keyusage, _}, _) -> key_usage; % ssl_certificate.erl, 27 and newer
 bad_certificate(_, _) -> certificate_invalid.
 
 direction(server) -> in;

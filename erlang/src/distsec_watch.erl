@@ -142,10 +142,12 @@ settle(Node, NodeType, State) ->
     erlang:send_after(?SETTLE_EVERY_MS, self(), {settle, Node, NodeType}),
     State.
 
-%% Whether an identity could still make this link one that is allowed.
-may_settle(#{identity := undefined} = Link) ->
+%% Whether an identity could still make this link one that is allowed; or, with cookies only,
+%% whether its address is still to come.
+may_settle(#{identity := undefined, peer := Peer, address := Address} = Link) ->
     case decide(Link) of
-        {deny, no_identity, _} -> distsec_policy:lists(maps:get(peer, Link));
+        {deny, no_identity, _} -> distsec_policy:lists(Peer);
+        {allow, _} -> Address =:= undefined;
         _ -> false
     end;
 may_settle(_) ->
