@@ -61,6 +61,7 @@ handle_info(distsec_wake, State) ->
 handle_info(heartbeat, State) ->
     erlang:send_after(?HEARTBEAT_MS, self(), heartbeat),
     _ = distsec_handler:install(),
+    ok = distsec_ring:rearm(), % a wake may have gone to an agent that ended
     #{cursors := Cursors, seen := Seen} = State,
     Patience = case Cursors of Seen -> pass; _ -> wait end,
     {noreply, pump(Patience, State#{heartbeat_due := true, seen := Cursors})};

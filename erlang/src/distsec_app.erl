@@ -4,7 +4,7 @@
 %% guard (verify_fun, cookies, policy) does not need any of them.
 -module(distsec_app).
 
--export([boot/0]).
+-export([boot/0, booted/0]).
 
 -define(PAUSE_MS, 1000).
 
@@ -18,7 +18,14 @@ boot() ->
         {'DOWN', Reference, process, Pid, Why} -> erlang:error({distsec_boot, Why})
     end.
 
+%% False also after init:restart/0, which ends all processes and keeps the persistent terms: mix
+%% releases with configuration providers boot twice in one VM.
+-spec booted() -> boolean().
+booted() ->
+    whereis(?MODULE) =/= undefined.
+
 hold() ->
+    true = register(?MODULE, self()),
     process_flag(trap_exit, true),
     ok = distsec_ring:new(),
     ok = distsec_links:new(),

@@ -102,18 +102,18 @@ path(Path) ->
 %% ---- at boot -----------------------------------------------------------------------------------
 
 %% Checks, reads the policy and starts the agent's processes; halts the VM where the check fails.
-%% Called again it does nothing.
+%% Called again in the same boot it does nothing.
 -spec ensure() -> ok.
 ensure() ->
-    case persistent_term:get(?KEY, undefined) of
-        undefined ->
+    case distsec_app:booted() of
+        false ->
             try boot()
             catch
                 Class:Why ->
                     %% A node that cannot tell whether it is guarded is not.
                     halt_node(undefined, internal, io_lib:format("~0P", [{Class, Why}, 20]))
             end;
-        _ ->
+        true ->
             ok
     end.
 

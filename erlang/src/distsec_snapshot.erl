@@ -4,6 +4,7 @@
 -export([take/0, heartbeat/0, carrier/0]).
 
 -define(CARRIER, {distsec, carrier}).
+-define(MAX_LINKS, 1000).
 
 -spec take() -> map().
 take() ->
@@ -17,7 +18,14 @@ take() ->
                  carrier => carrier(),
                  listeners => listeners(),
                  optfile_digest => Digest,
-                 links => [maps:with(fields(), Link) || Link <- distsec_links:all()]}).
+                 links => links()}).
+
+%% A frame is bounded, and so is what the orchestrator takes of links; those that should not be
+%% up come first.
+links() ->
+    {Denied, Allowed} = lists:partition(fun(#{verdict := Verdict}) -> Verdict =:= deny end,
+                                        distsec_links:all()),
+    [maps:with(fields(), Link) || Link <- lists:sublist(Denied ++ Allowed, ?MAX_LINKS)].
 
 fields() ->
     [peer, address, identity, issuer, serial, not_after, direction, hidden, tls_version, cipher,
