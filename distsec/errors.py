@@ -28,7 +28,7 @@ class DistsecError(Exception):
         return f"{text}; {self.do}" if self.do else text
 
 
-# ---- the operator's input -------------------------------------------------------------------------------------
+# ---- the operator's input ------------------------------------------------------------
 
 
 class UsageError(DistsecError):
@@ -45,7 +45,7 @@ class NameInvalid(DistsecError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a configuration: dotted `key`, 1-based `line` (0: unknown), `what`, and what to `do`."""
+    """One thing wrong in a configuration: dotted `key`, 1-based `line` (0: unknown), `what`, what to `do`."""
 
     key: str
     line: int
@@ -59,7 +59,7 @@ class Problem:
 
 
 class ConfigError(DistsecError):
-    """The configuration is missing or wrong (EX_CONFIG); `problems` holds all that is wrong, in file order."""
+    """The configuration is missing or wrong (EX_CONFIG); `problems`: all that is wrong, in file order."""
 
     exit_code = 78
 
@@ -71,11 +71,13 @@ class ConfigError(DistsecError):
         return "\n".join(f"{self.where}: {problem}" for problem in self.problems) or f"{self.where}: unusable"
 
 
-# ---- the machine ----------------------------------------------------------------------------------------------
+# ---- the machine ------------------------------------------------------------
 
 
 class Unavailable(DistsecError):
-    """No orchestrator answers on the control socket (`status` ends with 3, other commands with 69, EX_UNAVAILABLE)."""
+    """No orchestrator answers on the control socket (`status` ends with 3, other commands with 69,
+    EX_UNAVAILABLE).
+    """
 
     exit_code = 69
 
@@ -104,7 +106,7 @@ class PortInUse(DistsecError):
     exit_code = 71
 
 
-# ---- the cluster ----------------------------------------------------------------------------------------------
+# ---- the cluster ------------------------------------------------------------
 
 
 class NotFound(DistsecError):
@@ -135,7 +137,7 @@ class CommandFailed(DistsecError):
     exit_code = 70
 
 
-# ---- a managed node, which may be compromised -------------------------------------------------------------------
+# ---- a managed node, which may be compromised ------------------------------------------------------------
 
 
 class ProtocolError(DistsecError):

@@ -23,8 +23,8 @@ from distsec.beam.flags import ForbiddenFlag, find_forbidden, find_forbidden_in_
 LOOK_SECONDS = 0.03
 """Between two looks. No BEAM comes to listen within three times this after its exec (measured: 150 ms)."""
 
-_WHOLE_EVERY_LOOKS = 10
-"""A pass over all of /proc costs 20 µs a process; children alone miss who has lost his parent."""
+_ORPHANS_EVERY_LOOKS = 10
+"""Who has lost his parent is found by a pass over all of /proc only, which costs 20 µs a process."""
 
 _MAX_FILE_BYTES = 1 << 20
 _EMULATOR = re.compile(r"beam(\.\w+)*")
@@ -76,13 +76,11 @@ class BootWatch:
                 os.close(handle)
 
     def _emulators(self) -> Iterator[tuple[session.Member, tuple[str, ...]]]:
-        whole = self._looks % _WHOLE_EVERY_LOOKS == _WHOLE_EVERY_LOOKS - 1
         self._looks += 1
         pending = [self._leader]
+        if self._looks % _ORPHANS_EVERY_LOOKS == 0:
+            pending.extend(self._orphans())
         seen = set(pending)
-        if whole:
-            pending = proc.tree(self._leader)
-            seen.update(pending)
         while pending:
             pid = pending.pop()
             started = proc.start_time(pid)
@@ -96,6 +94,11 @@ class BootWatch:
             seen.update(fresh)
             pending.extend(fresh)
 
+    def _orphans(self) -> list[int]:
+        """Those of the session whose parent has gone; an emulator's children have sessions of their own."""
+        members = {each.pid: each.parent for each in proc.session_members(self._leader)}
+        return [pid for pid, parent in members.items() if parent not in members and pid != self._leader]
+
 
 def _read(path: Path) -> bytes | None:
     """At most 1 MiB of a regular file; None for anything else. A FIFO does not hold this up."""
@@ -103,8 +106,12 @@ def _read(path: Path) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            return file.read(_MAX_FILE_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-        except OSError:
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(_MAX_FILE_BYTES)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

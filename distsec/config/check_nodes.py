@@ -13,7 +13,9 @@ from distsec.model.cluster import RestartPolicy
 from distsec.model.names import NodeName
 
 _BEFORE_AFLAGS = re.compile(r"ERL_OTP\d+_FLAGS")
-"""erlexec reads ERL_OTP<release>_FLAGS before ERL_AFLAGS, and of -epmd_module the first wins (measured, 25 to 29)."""
+"""erlexec reads ERL_OTP<release>_FLAGS before ERL_AFLAGS, and of -epmd_module the first wins (measured, 25
+to 29).
+"""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GUARDED_FLAGS = (

@@ -40,10 +40,15 @@ class Overlay:
     deny: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()  # serials, lower-case hex
 
-    def allowing(self, name: str, identity: str | None = None) -> Overlay:
-        """With `name` allowed (again), and no longer denied, in the next generation."""
+    def allowing(self, name: str, identity: str | None = None, *, configured: bool = False) -> Overlay:
+        """With `name` allowed (again), and no longer denied, in the next generation.
+
+        What is `configured` (the configuration lists it) needs no entry here, unless its identity is another:
+        taken out of the configuration later, it would still be allowed.
+        """
         others = tuple(entry for entry in self.allow if entry.name != name)
-        return self.advanced(allow=(*others, Allowed(name, identity)), deny=self.deny - {name})
+        added = () if configured and identity is None else (Allowed(name, identity),)
+        return self.advanced(allow=(*others, *added), deny=self.deny - {name})
 
     def denying(self, name: str) -> Overlay:
         """With `name` denied, and no longer allowed by the overlay, in the next generation."""

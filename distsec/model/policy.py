@@ -1,7 +1,7 @@
 """The policy: who may join whom, as signed and handed to every node; and what a decision about a peer is.
 
-The same document goes to every node of the cluster (docs/state-files.md describes its bytes). `core.admission`
-and `distsec_policy:decide/2` read it the same way; `tests/vectors/` holds both to that.
+The same document goes to every node of the cluster (docs/state-files.md describes its bytes).
+`core.admission` and `distsec_policy:decide/2` read it the same way; `tests/vectors/` holds both to that.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyPeer:
-    """One exactly named node. `identity` may claim `name`; `address`/`port` are where it is dialled (None: never)."""
+    """One exactly named node. `identity` may claim `name`; `address`/`port` are where it is dialled (None:
+    never).
+    """
 
     name: str
     identity: str
@@ -70,7 +72,9 @@ class PolicyPeer:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """A CLI rule: hidden, inbound links of names that fit `pattern` (see names.glob_matches), by `identity`."""
+    """A CLI rule: hidden, inbound links of names that fit `pattern` (see names.glob_matches), by
+    `identity`.
+    """
 
     pattern: str
     identity: str
@@ -78,7 +82,9 @@ class PolicyRule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is in force. An empty one admits nobody. `issued_at` is Unix seconds; serials are lower-case hex."""
+    """What is in force. An empty one admits nobody. `issued_at` is Unix seconds; serials are lower-case
+    hex.
+    """
 
     cluster: str
     generation: int

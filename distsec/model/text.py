@@ -1,7 +1,8 @@
 """The one escaper for text from elsewhere: node names, DNs, OTP strings, application output.
 
-Whatever a peer or a managed node chose is passed through `escape` before it is printed, logged or put on a page.
-It is then plain, printable and bounded; it is still *text* and never markup (rich: `Text`, not a markup string).
+Whatever a peer or a managed node chose is passed through `escape` before it is printed, logged or put on a
+page. It is then plain, printable and bounded; it is still *text* and never markup (rich: `Text`, not a
+markup string).
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ DEFAULT_LIMIT = 255
 """Characters kept of a remote text; node names, the longest that matters, have at most 255."""
 
 _BIDI_AND_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories that are never shown as they are: controls, format (bidi) characters, surrogates, unassigned."""
+"""Unicode categories that are never shown as they are: controls, format (bidi) characters, surrogates,
+unassigned.
+"""
 
 
 def escape(text: str | bytes, limit: int = DEFAULT_LIMIT) -> str:
-    """Printable form of remote `text`, at most about `limit` characters of it; idempotent on what it returns whole.
+    """Printable form of remote `text`, at most about `limit` characters of it; idempotent on what it
+    returns whole.
 
-    Bytes are read as UTF-8, what is not UTF-8 as `\\xNN`. Controls, bidi and other invisible characters become
-    `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN`. A text that is cut ends in `…`.
+    Bytes are read as UTF-8, what is not UTF-8 as `\\xNN`. Controls, bidi and other invisible characters
+    become `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN`. A text that is cut ends in `…`.
     """
     if isinstance(text, bytes):
         text = text[: limit * 4 + 4].decode("utf-8", "backslashreplace")

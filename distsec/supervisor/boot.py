@@ -14,7 +14,7 @@ from distsec.beam.flags import ForbiddenFlag
 from distsec.beam.scrutiny import LOOK_SECONDS
 from distsec.core import node_status as life
 from distsec.errors import DistsecError, GuardNotInForce, PortInUse, StoreError
-from distsec.model.cluster import NodeState
+from distsec.model.cluster import NodeSpec, NodeState
 
 
 class BootWatch(Protocol):
@@ -24,16 +24,24 @@ class BootWatch(Protocol):
     def end(self) -> None: ...
 
 
-class Booting(Protocol):
-    """The node: what it is in, and the way in for what happens to it."""
+class Machine(Protocol):
+    """Of supervisor.machine.Machine what is needed here."""
 
+    def boot_watch(self, node: NodeSpec, pid: int) -> BootWatch: ...
+
+
+class Booting(Protocol):
+    """The node: its configuration, what it is in, and the way in for what happens to it."""
+
+    spec: NodeSpec
     status: life.NodeStatus
 
     def feed(self, event: life.Event) -> None: ...
 
 
-async def watch_boot(watch: BootWatch, pid: int, node: Booting) -> None:
+async def watch_boot(machine: Machine, pid: int, node: Booting) -> None:
     """Looks while the process `pid` is STARTING without an agent; feeds what it finds, and returns."""
+    watch = machine.boot_watch(node.spec, pid)
     while node.status.pid == pid and node.status.state is NodeState.STARTING:
         if not node.status.agent and (found := await asyncio.to_thread(watch.look)) is not None:
             node.feed(life.ForbiddenFlagFound(pid, str(found)))  # first, so that the exit has its reason

@@ -202,8 +202,7 @@ class ManagedNode:
         else:
             self._take(process)
             self.feed(life.ProcessStarted(process.pid))
-            watch = self.hub.machine.boot_watch(self.spec, process.pid)
-            self.hub.spawn(watch_boot(watch, process.pid, self), f"boot of {self.name}")
+            self.hub.spawn(watch_boot(self.hub.machine, process.pid, self), f"boot of {self.name}")
 
     def _start_failed(self, event: life.StartFailed) -> None:
         self._give_back_slot()  # first: the event may lead to the next start, which takes one of its own
@@ -246,10 +245,9 @@ class ManagedNode:
     def _publish(self, type: EventType, severity: Severity, reason: str | None, detail: str | None) -> None:
         launch = self.observed.launch if type in (EventType.AGENT_CONNECTED, EventType.AGENT_LOST) else None
         text = escape(detail, 1024) if detail is not None else None
-        event = SecurityEvent(
-            type, severity, self.name, time.time(), reason=reason, detail=text, launch=launch
+        self.hub.bus.publish(
+            SecurityEvent(type, severity, self.name, time.time(), reason=reason, detail=text, launch=launch)
         )
-        self.hub.bus.publish(event)
 
     def _after_change(self) -> None:
         if self.status.state is not NodeState.STARTING:

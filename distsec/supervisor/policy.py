@@ -85,12 +85,20 @@ class PolicyDesk:
         self._events: asyncio.Queue[rollout.Event] | None = None
         # A generation of its own for each orchestrator: what an earlier one pushed last is not known, only
         # that it is not above what was saved (core.rollout, 2).
-        overlay = machine.load_overlay().advanced()
-        machine.save_overlay(overlay)
-        self.wanted = self._make(overlay)
+        self.wanted = self._make(machine.load_overlay().advanced())
+        self._saved = False
+
+    def _save_first(self) -> None:
+        """Saves that generation before anybody is told of it; not before, so that an orchestrator that cannot
+        start (a port in use, no `erl`) leaves the disk as it was.
+        """
+        if not self._saved:
+            self._machine.save_overlay(self.wanted.overlay)
+            self._saved = True
 
     def write_files(self) -> None:
-        """Brings the file of every node up to date, whether it runs or not."""
+        """Brings the file of every node up to date, whether it runs or not. Raises StoreError."""
+        self._save_first()
         for target in self._targets().values():
             self._machine.write_policy(target.spec, self.wanted.overlay, self.wanted.document)
 
@@ -112,7 +120,8 @@ class PolicyDesk:
             )
         async with self._lock:
             base = self.wanted
-            opened = base.overlay.allowing(name, identity)
+            configured = name in map(str, self.spec.allowed_nodes)
+            opened = base.overlay.allowing(name, identity, configured=configured)
 
             def make(content: Content, generation: int) -> Wanted:
                 overlay = base.overlay if content is Content.WITHOUT else opened
@@ -217,6 +226,7 @@ class PolicyDesk:
                     match effect:
                         case rollout.Save(generation, content):
                             self._machine.save_overlay(make(content, generation).overlay)
+                            self._saved = True
                         case rollout.WriteFiles(generation, content):
                             self._adopt(make(content, generation))
                             try:
@@ -268,6 +278,7 @@ class PolicyDesk:
             return
 
     async def _send(self, target: Target, wanted: Wanted, seconds: float) -> Reply:
+        self._save_first()
         cookies = self._machine.cookies(target.spec, wanted.overlay)
         arguments: dict[str, Argument] = {"document": wanted.document, "cookies": cookies}
         reply = await target.server.command(Command.POLICY, arguments, seconds)

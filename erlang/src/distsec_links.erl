@@ -1,6 +1,7 @@
 %% What is known of links: the TLS sessions that passed verification, and the links that are up.
-%% A session is found again by the address of its peer (a socket's is its own), which needs no
-%% internals of ssl: `sys_dist` has the same address for the link.
+%% A session is found again by who set the link up, since a TLS connection monitors its owner; else
+%% by the address of its peer, which `sys_dist` has for the link too, a moment after its nodeup.
+%% Neither needs internals of ssl.
 -module(distsec_links).
 
 -include_lib("kernel/include/net_address.hrl").
@@ -58,12 +59,34 @@ session(Address) ->
 %% dist_util does the handshake: a TLS connection monitors the process that owns it.
 -spec own_session() -> {ok, address(), map()} | error.
 own_session() ->
-    {monitored_by, Watchers} = process_info(self(), monitored_by),
-    case [Found || Pid <- Watchers, is_pid(Pid),
-                   Found <- ets:match_object(?SESSIONS, {'_', #{process => Pid}})] of
-        [{Address, Session} | _] -> {ok, Address, Session};
-        [] -> error
+    first(owned_by(self())).
+
+%% The session that carries a link: its controller is linked with the process that set it up.
+-spec carrying(node()) -> {ok, address(), map()} | error.
+carrying(Node) ->
+    case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
+        {_, Controller} when is_pid(Controller) ->
+            case process_info(Controller, links) of
+                {links, Links} -> first(lists:flatmap(fun owned_by/1, Links));
+                undefined -> error
+            end;
+        _ ->
+            error
     end.
+
+owned_by(Owner) when is_pid(Owner) ->
+    case process_info(Owner, monitored_by) of
+        {monitored_by, Watchers} ->
+            [Found || Pid <- Watchers, is_pid(Pid),
+                      Found <- ets:match_object(?SESSIONS, {'_', #{process => Pid}})];
+        undefined ->
+            []
+    end;
+owned_by(_) ->
+    [].
+
+first([{Address, Session} | _]) -> {ok, Address, Session};
+first([]) -> error.
 
 %% Forgets sessions whose process is gone.
 -spec sweep() -> ok.
@@ -112,11 +135,17 @@ all() ->
 %% What can be said at once of a link that just came up; docs/port-protocol.md, `Link`.
 -spec describe(node(), hidden | visible) -> {link(), Session :: map() | undefined}.
 describe(Node, NodeType) ->
-    Address = dist_address(Node),
+    {Address, Found} = case carrying(Node) of
+                           {ok, PeerAddress, Carrying} ->
+                               {PeerAddress, {ok, Carrying}};
+                           error ->
+                               InTable = dist_address(Node),
+                               {InTable, session(InTable)}
+                       end,
     Base = #{peer => atom_to_binary(Node, utf8), address => distsec_report:address(Address),
              hidden => NodeType =:= hidden, since_ms => distsec_report:now_ms(),
              tls_version => undefined, cipher => undefined},
-    case session(Address) of
+    case Found of
         {ok, Session} ->
             {maps:merge(Base, maps:with([identity, issuer, serial, not_after, direction], Session)),
              Session};

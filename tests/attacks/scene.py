@@ -1,8 +1,8 @@
 """What an attack is tried on: one managed node `a`, and two listed names, `b` and `c`, that nobody runs.
 
-So that an attempt is counted exactly, nobody dials here (`connect = "none"`) but the test. What happened is read
-as an operator reads it, from the log and from /metrics, and what did not happen is asked of the victim itself:
-which nodeups it saw, and whether code that a stranger brought has run.
+So that an attempt is counted exactly, nobody dials here (`connect = "none"`) but the test. What happened is
+read as an operator reads it, from the log and from /metrics, and what did not happen is asked of the victim
+itself: which nodeups it saw, and whether code that a stranger brought has run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from distsec.model.events import REFUSAL_TYPES
 from tests.releases import Otp
 from tests.system.certificates import Leaf
 from tests.system.cluster import Cluster, free_ports
@@ -142,6 +143,10 @@ class Scene:
         """Every nodeup, hidden ones too, since it was asked last."""
         return self.erl("test_recorder ! {take, self()}, receive {seen, Nodes} -> Nodes end")
 
+    def wait_alone(self, what: str) -> None:
+        """Waits until the victim has no link."""
+        self.cluster.wait(lambda: self.erl("nodes(connected)") == "[]", what)
+
     def harmed(self) -> str:
         """How code of a stranger ran in the victim, or "no"."""
         return self.erl("persistent_term:get(test_harmed, no)")
@@ -179,11 +184,16 @@ class Scene:
         """Events of a peer that was kept out or thrown out, each once; a flood's are in `denied`."""
         return [event for event in self.log() if event.get("result") == "deny" and "reason" in event]
 
+    def last_events(self, reason: str, times: int) -> list[dict[str, Any]]:
+        """The newest `times` of `distsec events --json` with that reason; unlike the log it has them all."""
+        events = json.loads(self.cluster.distsec("events", "--json").stdout)["events"]
+        return [event for event in events if event.get("reason") == reason][-times:]
+
     def denied(self) -> Counter[str]:
         """How many denials the log tells of, those included that it only counts, by reason."""
         told: Counter[str] = Counter()
         for event in self.log():
-            if event.get("result") == "deny" or "suppressed" in event:
+            if event["event"] in REFUSAL_TYPES and (event.get("result") == "deny" or "suppressed" in event):
                 told[event.get("reason", "")] += event.get("suppressed", 1)
         return told
 
@@ -215,7 +225,7 @@ class Scene:
 
     def expect(self, reason: str, times: int, *, direction: str = "in", peer: str = "unlisted") -> None:
         """Exactly `times` refusals, all for `reason`: in the log, under both counters, and nowhere else."""
-        self.cluster.wait(lambda: self.denied()[reason] >= times, f"{times} × {reason} in the log")
+        self.cluster.wait(lambda: self.denied()[reason] >= times, f"{times} times {reason} in the log")
         self.settle()
         assert self.denied() == {reason: times}, self.denials()
         assert self.refusals() == {(VICTIM, direction, reason): times}
@@ -229,10 +239,8 @@ class Scene:
 
     # ---- those who attack
 
-    def knock(
-        self, leaf: Leaf | None = None, *, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
-    ) -> Knock:
-        """A TLS handshake by a client that trusts every server; the socket stays open whatever comes of it."""
+    def knock(self, leaf: Leaf | None = None, *, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> Knock:
+        """A TLS handshake by a client that trusts every server; the socket stays open, whatever it says."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -256,4 +264,3 @@ class Scene:
     def attack(self, stranger: Intruder, times: int) -> None:
         """All ways to run something in a node that is linked: send, rpc, erpc, spawn, call; each dials."""
         stranger.erl(_ATTACK.format(victim=atom(VICTIM), times=times), 60)
-

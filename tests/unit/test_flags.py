@@ -62,3 +62,12 @@ def test_finds_what_a_wrapper_added_to_the_flags_of_the_emulator() -> None:
     assert find_forbidden_in_vm(NODE, generated, honest) is None
     found = find_forbidden_in_vm(NODE, generated, ["beam.smp", *generated, "-proto_dist", "inet_tcp"])
     assert found is not None and found.flag == "-proto_dist"
+
+
+def test_a_vm_that_lost_our_flags_is_judged_only_if_it_takes_a_name() -> None:
+    generated = ["-proto_dist", "inet_tls"]
+    assert find_forbidden_in_vm(NODE, generated, ["beam.smp", "-setcookie", "its_own"]) is None
+    assert find_forbidden_in_vm(NODE, generated, ["beam.smp", "-extra", "-name", "x@h"]) is None
+    for flag, name in (("-name", NODE), ("-sname", "helper")):
+        found = find_forbidden_in_vm(NODE, generated, ["beam.smp", flag, name])
+        assert found is not None and found.flag == flag and "ERL_AFLAGS" in str(found)

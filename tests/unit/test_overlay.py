@@ -124,6 +124,13 @@ def test_every_change_is_a_new_generation_and_the_last_word_counts() -> None:
     assert overlay == Overlay(7, (), frozenset({"c@127.0.0.1"}), frozenset({"0a"}))
 
 
+def test_what_the_configuration_lists_is_allowed_again_without_an_entry_that_would_outlive_it() -> None:
+    overlay = Overlay().denying("c@127.0.0.1").allowing("c@127.0.0.1", configured=True)
+    assert overlay == Overlay(3)
+    other = overlay.allowing("c@127.0.0.1", "spiffe://demo/x", configured=True)
+    assert other.allow == (Allowed("c@127.0.0.1", "spiffe://demo/x"),)
+
+
 def test_the_policy_lists_allowed_nodes_with_where_they_are_dialled() -> None:
     policy = wanted_policy(SPEC, Overlay(), PORTS, issued_at=1000)
     assert policy.peers == (

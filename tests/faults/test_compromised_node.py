@@ -1,0 +1,126 @@
+"""A managed node that was taken over: whatever it says to the orchestrator, nobody else suffers."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.releases import OTPS, Otp
+from tests.system.cluster import Cluster
+
+FRAMES = 50_000
+ACKNOWLEDGE_SECONDS = 3
+PATIENCE_SECONDS = 5.0
+"""For a command that needs nothing of the node that floods, on a machine that is busy with the flood."""
+
+
+@pytest.fixture(scope="module", params=OTPS[:1], ids=str)
+def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
+    """One release: it is the orchestrator that is under test."""
+    chosen: Otp = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
+    with Cluster(otp, beams) as cluster:
+        cluster.settings["cluster"]["acknowledge_deadline_seconds"] = ACKNOWLEDGE_SECONDS
+        cluster.start()
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Cluster:
+    """Three nodes, RUNNING and meshed; c will be the hostile one. Each test leaves them like that."""
+    request.node.user_properties.append(("otp", otp.stands_for))
+    shared.wait_running()
+    shared.wait_meshed()
+    return shared
+
+
+def test_a_node_that_floods_slows_no_command_of_the_others(cluster: Cluster) -> None:
+    def seconds_of(*arguments: str) -> float:
+        asked = time.monotonic()
+        cluster.distsec(*arguments)
+        return time.monotonic() - asked
+
+    def taken() -> int:
+        return int(cluster.erl("c", "distsec_test_hostile:sent()"))
+
+    quiet = seconds_of("restart", "b@127.0.0.1")
+    cluster.wait_meshed()
+    cluster.erl("c", "distsec_test_hostile:flood()")
+    began = time.monotonic()
+    while taken() < FRAMES:  # as fast as they are taken
+        asked = time.monotonic()
+        assert '"schema"' in cluster.distsec("status", "--json", check=False).stdout
+        assert time.monotonic() - asked < PATIENCE_SECONDS
+        assert asked - began < 60, cluster.story()
+    busy = seconds_of("restart", "b@127.0.0.1")
+    assert busy < quiet + PATIENCE_SECONDS
+    cluster.wait_links(("a", "b"))
+
+    # What every node has to acknowledge ends, in time, with the name of the only one that does not.
+    asked = time.monotonic()
+    denied = cluster.distsec("deny", "b@127.0.0.1", check=False)
+    assert time.monotonic() - asked < ACKNOWLEDGE_SECONDS + PATIENCE_SECONDS
+    assert denied.returncode == 75
+    assert "b@127.0.0.1 is denied, for good, but c@127.0.0.1 has not acknowledged;" in denied.stderr
+    assert "b@127.0.0.1" not in cluster.erl("a", "nodes(connected)")
+    flooded = taken()
+    rate = flooded / (time.monotonic() - began)
+    print(f"{rate:,.0f} frames/s taken; restart of another node {quiet:.2f} s quiet, {busy:.2f} s meanwhile")
+    cluster.wait(lambda: taken() > flooded, "the flood, which has gone on all the while")
+
+    cluster.erl("c", "distsec_test_hostile:stop()")
+    wanted = cluster.status()["policy_generation"]
+    cluster.wait(lambda: cluster.status_of("c")["policy_generation"] == wanted, "the honest agent of c")
+    cluster.distsec("allow", "b@127.0.0.1")
+    cluster.wait_meshed()
+
+
+GARBAGE = {
+    "random bytes": (struct.pack(">I", 64) + random.Random(2).randbytes(64), "term"),
+    "text": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "frame_too_large"),
+    "a frame of four gigabytes": (b"\xff" * 4096, "frame_too_large"),
+    "a term that is no message": (struct.pack(">I", 3) + b"\x83a\x01", "protocol"),
+    "half a frame, then another": (struct.pack(">I", 64) + bytes(30) + b"\x83" * 64, "term"),
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_whatever_it_sends_costs_it_the_connection_and_nobody_else_anything(
+    cluster: Cluster, what: str
+) -> None:
+    payload, reason = GARBAGE[what]
+    before = cluster.metric("distsec_agent_refused_total", node="c@127.0.0.1", reason=reason)
+    known = len(cluster.events("AgentRefused", node="c@127.0.0.1", reason=reason))
+    pids = {name: cluster.pid(name) for name in cluster.names}
+    cluster.erl("c", f"distsec_test_hostile:open_and_send(<<{','.join(map(str, payload))}>>)")
+    cluster.wait(
+        lambda: len(cluster.events("AgentRefused", node="c@127.0.0.1", reason=reason)) > known,
+        f"AgentRefused, reason {reason}",
+    )
+    assert cluster.metric("distsec_agent_refused_total", node="c@127.0.0.1", reason=reason) == before + 1
+    cluster.wait(lambda: cluster.status_of("c")["agent"] == "lost", "c without its agent")
+    assert cluster.distsec("status", check=False).returncode == 1
+    assert {node["agent"] for node in cluster.status()["nodes"] if node["name"] != "c@127.0.0.1"} == {
+        "connected"
+    }
+    cluster.erl("c", "distsec_test_hostile:stop()")
+    cluster.wait(lambda: cluster.status_of("c")["guard"] == "proven", "the honest agent of c")
+    assert {name: cluster.pid(name) for name in cluster.names} == pids
+    cluster.distsec("status")
+
+
+def test_half_a_frame_and_silence_hold_nothing_up(cluster: Cluster) -> None:
+    cluster.erl("c", "distsec_test_hostile:open_and_send(<<0,0,4,0,131>>)")
+    cluster.distsec("restart", "a@127.0.0.1")
+    cluster.erl("c", "distsec_test_hostile:stop()")
+    cluster.wait(lambda: cluster.status_of("c")["guard"] == "proven", "the honest agent of c")
+    cluster.wait_meshed()

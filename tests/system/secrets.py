@@ -1,0 +1,28 @@
+"""Everything under a state directory that nobody else may learn, to be looked for where it must not be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_COOKIE = re.compile(rb'<<"([A-Za-z0-9]{32,})">>')
+_SECRET_FILES = ("agent.key", "cookie.secret")
+
+
+def secrets_of(state: Path) -> dict[bytes, str]:
+    """Each secret text with the file that it is from: cookies, keys of the port, lines of private keys."""
+    found: dict[bytes, str] = {}
+    for path in sorted(state.rglob("*")):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        secrets: list[bytes] = []
+        if path.name == "cookie.term":
+            secrets = _COOKIE.findall(content)
+            assert secrets, path
+        elif path.name in _SECRET_FILES:
+            secrets = [content.strip()]
+        elif b"PRIVATE KEY-----" in content:
+            secrets = [line for line in content.splitlines() if line and not line.startswith(b"-----")]
+        found |= {secret: str(path.relative_to(state)) for secret in secrets}
+    return found
