@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ CONFIG_FILE = Path("/etc/distsec/distsec.toml")
 
 Parse = Callable[..., ClusterSpec]
 Problems = Callable[..., list[Problem]]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name; that of tmp_path grows with the number of runs."""
+    with tempfile.TemporaryDirectory(prefix="ds", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -453,11 +453,11 @@ def test_says_where_it_looked_when_there_is_no_file(tmp_path: Path, monkeypatch:
         find_config(None, {})
 
 
-def test_loads_a_file_and_puts_its_paths_beside_it(tmp_path: Path) -> None:
-    file = tmp_path / "distsec.toml"
+def test_loads_a_file_and_puts_its_paths_beside_it(short_path: Path) -> None:
+    file = short_path / "distsec.toml"
     file.write_text(FULL)
     cluster = load(file, {"HOME": "/root"})
-    assert cluster.state_dir == str(tmp_path / "state")
+    assert cluster.state_dir == str(short_path / "state")
     assert cluster.config_file == str(file)
 
 
