@@ -20,7 +20,7 @@ Problems = Callable[..., list[Problem]]
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's name; that of tmp_path grows with the number of runs."""
+    """A directory whose path leaves room for a socket; that of tmp_path grows with the number of runs."""
     with tempfile.TemporaryDirectory(prefix="ds", dir="/tmp") as directory:
         yield Path(directory)
 
