@@ -61,13 +61,15 @@ session(Address) ->
 own_session() ->
     first(owned_by(self())).
 
-%% The session that carries a link: its controller is linked with the process that set it up.
+%% The session that carries a link: its controller is linked with the process that set it up. It is
+%% linked with net_kernel too, which owns none and may be too busy to be asked.
 -spec carrying(node()) -> {ok, address(), map()} | error.
 carrying(Node) ->
     case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
         {_, Controller} when is_pid(Controller) ->
             case process_info(Controller, links) of
-                {links, Links} -> first(lists:flatmap(fun owned_by/1, Links));
+                {links, Links} ->
+                    first(lists:flatmap(fun owned_by/1, Links -- [whereis(net_kernel)]));
                 undefined -> error
             end;
         _ ->

@@ -38,6 +38,8 @@ def atoms(scene: Scene) -> int:
 
 
 def told_or_dropped(scene: Scene) -> float:
+    """Refusals that the log tells of, and those that it may not: what was overwritten before it was
+    acknowledged counts as dropped, though some of it was on its way."""
     dropped = scene.counted("distsec_events_dropped_total", "node", "lane")
     return scene.denied()["not_allowed"] + sum(dropped.values())
 
@@ -57,7 +59,7 @@ def test_ten_thousand_identities_add_no_series_and_no_atoms(scene: Scene) -> Non
     whole = 2 + REAL + MANY + 1
     assert scene.refusals() == {(VICTIM, "in", "not_allowed"): whole}
     scene.cluster.wait(
-        lambda: told_or_dropped(scene) == whole, "every event to be told, or counted as dropped"
+        lambda: told_or_dropped(scene) >= whole, "every event to be told, or counted as dropped"
     )
     assert scene.series().keys() == known
     assert atoms(scene) - before < NOISE
@@ -69,7 +71,7 @@ def test_claimed_names_add_no_series_and_at_most_one_atom_each(scene: Scene) -> 
     certificate only: nobody else gets to claim a name (docs/security-model.md)."""
     leaf, guess = scene.cluster.leaf("b"), "a_guess"
     assert not claim(scene.port, leaf, "first@127.0.0.1", guess).admitted
-    scene.cluster.wait(lambda: scene.denied() == {"bad_cookie": 1}, "the first refusal")
+    scene.cluster.wait(lambda: scene.denied()["bad_cookie"] == 1, "the first refusal")
     before, known = atoms(scene), scene.series().keys()
 
     for number in range(CLAIMED):
