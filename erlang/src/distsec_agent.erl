@@ -25,7 +25,8 @@
                    writer := undefined | pid(), writing := boolean(), retry_ms := pos_integer(),
                    outbox := [term()], snapshot_due := boolean(), heartbeat_due := boolean(),
                    cursors := #{distsec_ring:lane() => non_neg_integer()},
-                   seen := #{distsec_ring:lane() => non_neg_integer()},
+                   taken := #{distsec_ring:lane() => non_neg_integer()},
+                   patience := #{distsec_ring:lane() => non_neg_integer()},
                    worker := undefined | {pid(), reference(), integer() | stale},
                    commands := [{integer(), atom(), map()}]}.
 
@@ -43,8 +44,8 @@ init([]) ->
     None = #{critical => 0, refusals => 0},
     {ok, #{phase => unnamed, socket => undefined, writer => undefined, writing => false,
            retry_ms => ?FIRST_RETRY_MS, outbox => [], snapshot_due => false,
-           heartbeat_due => false, cursors => None, seen => None, worker => undefined,
-           commands => []}}.
+           heartbeat_due => false, cursors => None, taken => None, patience => None,
+           worker => undefined, commands => []}}.
 
 -spec handle_call(term(), gen_server:from(), state()) -> {reply, ok, state()}.
 handle_call(_, _From, State) ->
@@ -57,16 +58,16 @@ handle_cast(_, State) ->
 -spec handle_info(term(), state()) -> {noreply, state()}.
 handle_info(distsec_wake, State) ->
     ok = distsec_ring:rearm(),
-    {noreply, pump(wait, State)};
+    {noreply, pump(State)};
 handle_info(heartbeat, State) ->
     erlang:send_after(?HEARTBEAT_MS, self(), heartbeat),
     _ = distsec_handler:install(),
     ok = distsec_ring:rearm(), % a wake may have gone to an agent that ended
-    #{cursors := Cursors, seen := Seen} = State,
-    Patience = case Cursors of Seen -> pass; _ -> wait end,
-    {noreply, pump(Patience, State#{heartbeat_due := true, seen := Cursors})};
+    %% A number that was taken before the last heartbeat and is not stored yet will never be.
+    #{taken := Taken} = State,
+    {noreply, pump(State#{heartbeat_due := true, patience := Taken, taken := sequences()})};
 handle_info({sent, Writer}, #{writer := Writer} = State) ->
-    {noreply, pump(wait, State#{writing := false})};
+    {noreply, pump(State#{writing := false})};
 handle_info({tcp, Socket, Frame}, #{socket := Socket} = State) ->
     {noreply, received(distsec_port:decode(Frame), State)};
 handle_info({tcp_closed, Socket}, #{socket := Socket} = State) ->
@@ -174,6 +175,12 @@ received({ok, Term}, #{socket := Socket} = State) ->
 received(error, State) ->
     close(State).
 
+act({goodbye, Reason}, State) when Reason =:= version; Reason =:= proof; Reason =:= process;
+                                   Reason =:= busy ->
+    _ = Reason =:= version
+        andalso logger:warning("distsec: the orchestrator refuses this agent's version of the "
+                               "port protocol (~p); restart this node", [distsec_port:version()]),
+    close(State);
 act(Challenge, #{phase := {challenged, NonceA}} = State) ->
     Node = maps:get(node, distsec_guard:guard()),
     case distsec_port:read_key(filename:join(distsec_guard:directory(), "agent.key")) of
@@ -198,7 +205,7 @@ act({welcome, #{critical := Critical, refusals := Refusals}}, #{phase := proven}
   when is_integer(Critical), is_integer(Refusals) ->
     acknowledge(critical, Critical),
     acknowledge(refusals, Refusals),
-    pump(wait, State#{phase := open, retry_ms := ?FIRST_RETRY_MS, snapshot_due := true,
+    pump(State#{phase := open, retry_ms := ?FIRST_RETRY_MS, snapshot_due := true,
                       heartbeat_due := true,
                       cursors := #{critical => Critical, refusals => Refusals}});
 act({ack, Lane, Sequence}, #{phase := open} = State)
@@ -211,14 +218,11 @@ act({command, Id, Kind, Arguments}, #{phase := open, commands := Commands} = Sta
         true -> next_command(State#{commands := Commands ++ [{Id, Kind, Arguments}]});
         false -> reply({reply, Id, error, #{reason => busy}}, State)
     end;
-act({goodbye, Reason}, State) when Reason =:= version; Reason =:= proof; Reason =:= process;
-                                   Reason =:= busy ->
-    _ = Reason =:= version
-        andalso logger:warning("distsec: the orchestrator refuses this agent's version of the "
-                               "port protocol (~p); restart this node", [distsec_port:version()]),
-    close(State);
 act(_, State) ->
     close(State).
+
+sequences() ->
+    #{critical => distsec_ring:sequence(critical), refusals => distsec_ring:sequence(refusals)}.
 
 acknowledge(Lane, Sequence) ->
     distsec_ring:acknowledge(Lane, max(0, Sequence)).
@@ -230,13 +234,14 @@ send(Terms, #{writer := Writer} = State) ->
     State#{writing := true}.
 
 reply(Reply, #{outbox := Outbox} = State) ->
-    pump(wait, State#{outbox := Outbox ++ [Reply]}).
+    pump(State#{outbox := Outbox ++ [Reply]}).
 
 %% Everything that may go out now, if the writer is free.
-pump(Patience, #{phase := open, writing := false} = State) ->
-    #{outbox := Outbox, cursors := #{critical := C0, refusals := R0}} = State,
-    {Critical, C1} = distsec_ring:read(critical, C0, ?BATCH, Patience),
-    {Refusals, R1} = distsec_ring:read(refusals, R0, ?BATCH, Patience),
+pump(#{phase := open, writing := false} = State) ->
+    #{outbox := Outbox, cursors := #{critical := C0, refusals := R0},
+      patience := #{critical := CriticalPatience, refusals := RefusalsPatience}} = State,
+    {Critical, C1} = distsec_ring:read(critical, C0, ?BATCH, CriticalPatience),
+    {Refusals, R1} = distsec_ring:read(refusals, R0, ?BATCH, RefusalsPatience),
     Terms = Outbox
         ++ [{snapshot, distsec_snapshot:take()} || maps:get(snapshot_due, State)]
         ++ [{event, critical, N, Event} || {N, Event} <- Critical]
@@ -248,7 +253,7 @@ pump(Patience, #{phase := open, writing := false} = State) ->
         [] -> Next;
         _ -> send(Terms, Next)
     end;
-pump(_, State) ->
+pump(State) ->
     State.
 
 %% ---- commands ---------------------------------------------------------------------------------

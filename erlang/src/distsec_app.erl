@@ -32,9 +32,12 @@ hold() ->
     receive {ready, Boot} -> Boot ! {self(), ready} end,
     hold(start()).
 
+%% Tries until it is there: the tables must not go because a process could not be started.
 start() ->
-    {ok, Supervisor} = distsec_sup:start_link(),
-    Supervisor.
+    case distsec_sup:start_link() of
+        {ok, Supervisor} -> Supervisor;
+        _ -> receive after ?PAUSE_MS -> start() end
+    end.
 
 hold(Supervisor) ->
     receive

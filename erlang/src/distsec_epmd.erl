@@ -42,13 +42,16 @@ register_node(_Name, _Port) ->
 register_node(Name, Port, _Family) ->
     register_node(Name, Port).
 
-%% With the port in the answer nobody asks port_please (inet_tcp_dist, inet_tls_dist).
--spec address_please(string() | atom(), string() | atom(), atom()) ->
+%% With the port in the answer nobody asks port_please (inet_tcp_dist, inet_tls_dist). On OTP 25 and
+%% 27 this runs inside net_kernel, for whatever name an application or a peer came up with: it must
+%% not fail, or the node would.
+-spec address_please(term(), term(), atom()) ->
           {ok, inet:ip_address(), inet:port_number(), 6} | {error, nxdomain}.
 address_please(Name, Host, Family) ->
-    Full = iolist_to_binary([text(Name), $@, text(Host)]),
-    Policy = distsec_policy:in_force(),
-    case [Peer || #{name := N} = Peer <- distsec_policy:peers(Policy), N =:= Full] of
+    Listed = [Peer || Full <- full_name(Name, Host),
+                      #{name := N} = Peer <- distsec_policy:peers(distsec_policy:in_force()),
+                      N =:= Full],
+    case Listed of
         [#{address := Address, port := Port} | _] ->
             case inet:parse_strict_address(binary_to_list(Address)) of
                 {ok, Ip} when tuple_size(Ip) =:= 4, Family =/= inet6;
@@ -59,6 +62,15 @@ address_please(Name, Host, Family) ->
             end;
         [] ->
             {error, nxdomain}
+    end.
+
+%% None for what is no text: no such name is listed.
+full_name(Name, Host) ->
+    try unicode:characters_to_binary([text(Name), $@, text(Host)]) of
+        Full when is_binary(Full) -> [Full];
+        _ -> []
+    catch
+        error:_ -> []
     end.
 
 -spec port_please(term(), term()) -> noport.

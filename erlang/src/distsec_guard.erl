@@ -5,6 +5,8 @@
 %% check/2 is pure. ensure/0 runs once, from distsec_epmd, in the first process that asks.
 -module(distsec_guard).
 
+-include_lib("kernel/include/file.hrl").
+
 -export([ensure/0, guard/0, directory/0, cookies/0, policy_key/0, started/0, launch/0, check/2]).
 
 -export_type([guard/0]).
@@ -107,21 +109,30 @@ path(Path) ->
 ensure() ->
     case distsec_app:booted() of
         false ->
-            try boot()
+            Directory = case init:get_argument(distsec_dir) of
+                            {ok, [[Dir] | _]} -> Dir;
+                            _ -> halt_node(undefined, no_directory, "-distsec_dir is missing")
+                        end,
+            %% A node that cannot tell whether it is guarded is not.
+            try boot(Directory)
             catch
+                error:undef:Stack ->
+                    halt_node(Directory, missing_library,
+                              ["a library is not there: ", missing(Stack), "; the runtime needs "
+                               "crypto, public_key, asn1 and ssl beside kernel and stdlib"]);
                 Class:Why ->
-                    %% A node that cannot tell whether it is guarded is not.
-                    halt_node(undefined, internal, io_lib:format("~0P", [{Class, Why}, 20]))
+                    halt_node(Directory, internal, io_lib:format("~0P", [{Class, Why}, 20]))
             end;
         true ->
             ok
     end.
 
-boot() ->
-    Directory = case init:get_argument(distsec_dir) of
-                    {ok, [[Dir] | _]} -> Dir;
-                    _ -> halt_node(undefined, no_directory, "-distsec_dir is missing")
-                end,
+missing([{Module, Function, _, _} | _]) ->
+    io_lib:format("~s:~s", [Module, Function]);
+missing(_) ->
+    "?".
+
+boot(Directory) ->
     %% What this VM starts is not this node: its flags must not leak into child VMs.
     os:unsetenv("ERL_AFLAGS"),
     Guard = case consult(Directory, "guard.term") of
@@ -188,11 +199,25 @@ halt_node(Directory, Code, Text) ->
     Printable = [if C >= $\s, C =< $~ -> C; true -> $? end
                  || C <- lists:sublist(lists:flatten(Text), 500)],
     _ = Directory =/= undefined
-        andalso prim_file:write_file(filename:join(Directory, "guard.refused"),
-                                     [atom_to_list(Code), $\s, Printable, $\n]),
+        andalso tell(filename:join(Directory, "guard.refused"),
+                     [atom_to_list(Code), $\s, Printable, $\n]),
     erlang:display_string("distsec: this node does not listen (" ++ atom_to_list(Code) ++ "): "
                           ++ Printable ++ "\n"),
     erlang:halt(?EXIT_CODE, [{flush, true}]).
+
+%% Private from the moment it exists: it is made under a name that nobody looks at.
+tell(File, Line) ->
+    Temporary = File ++ ".new",
+    _ = prim_file:delete(Temporary),
+    case prim_file:open(Temporary, [write, exclusive, raw]) of
+        {ok, Handle} ->
+            _ = prim_file:write_file_info(Temporary, #file_info{mode = 8#600}),
+            _ = prim_file:write(Handle, Line),
+            _ = prim_file:close(Handle),
+            prim_file:rename(Temporary, File);
+        Error ->
+            Error
+    end.
 
 %% ---- afterwards --------------------------------------------------------------------------------
 

@@ -42,8 +42,8 @@ acknowledging_what_never_was_changes_nothing_test() ->
 reads_in_parts_test() ->
     ok = distsec_ring:new(),
     [distsec_ring:put(critical, #{}) || _ <- lists:seq(1, 10)],
-    {A, 4} = distsec_ring:read(critical, 0, 4, wait),
-    {B, 10} = distsec_ring:read(critical, 4, 100, wait),
+    {A, 4} = distsec_ring:read(critical, 0, 4, 0),
+    {B, 10} = distsec_ring:read(critical, 4, 100, 0),
     ?assertEqual(lists:seq(1, 10), [N || {N, _} <- A ++ B]).
 
 many_writers_lose_nothing_below_the_capacity_test() ->
@@ -63,3 +63,17 @@ wakes_the_agent_once_until_it_reads_test() ->
     distsec_ring:put(refusals, #{}),
     receive distsec_wake -> ok after 1000 -> ?assert(false) end,
     true = unregister(distsec_agent).
+
+%% A writer that was ended between taking its number and storing costs nobody else's event, and a
+%% writer that is merely slow loses nothing.
+waits_for_a_number_that_is_not_stored_yet_and_passes_one_that_never_will_be_test() ->
+    ok = distsec_ring:new(),
+    distsec_ring:put(critical, #{n => 1}),
+    {Table, Atomics} = persistent_term:get({distsec, ring}),
+    2 = atomics:add_get(Atomics, 1, 1),
+    distsec_ring:put(critical, #{n => 3}),
+    ?assertMatch({[{1, _}], 1}, distsec_ring:read(critical, 0, 10, 0)),
+    ?assertMatch({[], 1}, distsec_ring:read(critical, 1, 10, 1)),
+    ?assertMatch({[{3, _}], 3}, distsec_ring:read(critical, 1, 10, 2)),
+    ets:insert(Table, {{critical, 2}, 2, #{n => 2}}),
+    ?assertMatch({[{2, _}, {3, _}], 3}, distsec_ring:read(critical, 1, 10, 0)).

@@ -84,3 +84,16 @@ def test_an_application_s_own_tls_errors_are_not_taken_for_the_distribution_s(
         directory = cluster.node_directory("a")
         before = cluster.erl("a", "distsec_ring:sequence(refusals)")
         assert cluster.erl("a", APPLICATION_TLS.format(directory=directory)) == before
+
+
+def test_a_name_that_no_listed_node_has_costs_nothing_however_strange_it_is(
+    otp: Otp, make_cluster: Callable[..., Cluster]
+) -> None:
+    """On OTP 25 and 27 the resolver runs inside net_kernel: what fails there takes the whole node down."""
+    with pair(otp, make_cluster) as cluster:
+        pid = cluster.pid("a")
+        for name in ('"x@" ++ [322]', '"x@127.0.0.1"', '[322 | "@127.0.0.1"]', '"x"', '"@"', '"b@127.0.0.2"'):
+            assert cluster.erl("a", f"net_kernel:connect_node(list_to_atom({name}))") == "false", name
+        assert cluster.pid("a") == pid
+        assert cluster.links() == {("a", "b"), ("b", "a")}
+        assert not cluster.events("NodeDown")

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -150,7 +151,9 @@ def test_the_guard_halts_a_node_before_it_listens_and_leaves_the_reason(
 ) -> None:
     assert watch.of(alone.cluster.node(name)) == set()
     assert alone.exit_code(name) == EX_CONFIG
-    refused = (alone.cluster.node_directory(name) / "guard.refused").read_text()
+    told = alone.cluster.node_directory(name) / "guard.refused"
+    assert stat.S_IMODE(told.stat().st_mode) == 0o600
+    refused = told.read_text()
     assert refused.startswith(HALTED[name][1])
     assert "this node does not listen" in alone.cluster.log(name)
 
