@@ -3,16 +3,20 @@
 -module(distsec_connect).
 -behaviour(gen_server).
 
--export([start_link/0, refresh/0, lost/1, due/4]).
+-export([start_link/0, refresh/0, lost/1, due/4, chosen/3]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -define(TICK_MS, 100).
 -define(FIRST_BACKOFF_MS, 250).
 -define(LONGEST_BACKOFF_MS, 10000).
+%% Handshakes are begun a few at a time; one that has not come through in a second waits for a peer
+%% that does not answer, and holds nobody else up.
 -define(AT_ONCE, 4).
+-define(WAITING_MS, 1000).
 
 -type attempt() :: #{next_ms := integer(), backoff_ms := pos_integer()}.
--type state() :: #{attempts := #{binary() => attempt()}, dialling := #{reference() => binary()}}.
+-type state() :: #{attempts := #{binary() => attempt()},
+                   dialling := #{reference() => {binary(), integer()}}}.
 
 -spec start_link() -> {ok, pid()} | ignore | {error, term()}.
 start_link() ->
@@ -49,7 +53,7 @@ handle_info(tick, State) ->
     {noreply, dial(State)};
 handle_info({'DOWN', Reference, process, _, Why}, #{dialling := Dialling} = State) ->
     case maps:take(Reference, Dialling) of
-        {Peer, Left} -> {noreply, ended(Peer, Why, State#{dialling := Left})};
+        {{Peer, _}, Left} -> {noreply, ended(Peer, Why, State#{dialling := Left})};
         error -> {noreply, State}
     end;
 handle_info(_, State) ->
@@ -60,11 +64,12 @@ dial(#{attempts := Attempts, dialling := Dialling} = State) ->
         #{connect := mesh} = Policy ->
             Now = erlang:monotonic_time(millisecond),
             Self = atom_to_binary(node(), utf8),
-            Busy = [atom_to_binary(N, utf8) || N <- nodes(connected)] ++ maps:values(Dialling),
+            Busy = [atom_to_binary(N, utf8) || N <- nodes(connected)]
+                ++ [Peer || {Peer, _} <- maps:values(Dialling)],
             Listed = [Name || #{name := Name} <- distsec_policy:peers(Policy), Name =/= Self],
             {Due, Known} = due(Listed -- Busy, Self, Attempts, Now),
-            Chosen = lists:sublist(Due, max(0, ?AT_ONCE - map_size(Dialling))),
-            New = maps:from_list([{start(Peer), Peer} || Peer <- Chosen]),
+            Chosen = chosen(Due, maps:values(Dialling), Now),
+            New = maps:from_list([{start(Peer), {Peer, Now}} || Peer <- Chosen]),
             State#{attempts := Known, dialling := maps:merge(Dialling, New)};
         _ ->
             State
@@ -81,6 +86,12 @@ due(Peers, Self, Attempts, Now) ->
     Known = maps:from_list([{Peer, maps:get(Peer, Attempts, First(Peer))} || Peer <- Peers]),
     {[Peer || Peer <- Peers, maps:get(next_ms, maps:get(Peer, Known)) =< Now],
      maps:merge(Attempts, Known)}.
+
+%% Those of Due that are dialled now, beside Dialling: peers with the time at which that began.
+-spec chosen([binary()], [{binary(), integer()}], integer()) -> [binary()].
+chosen(Due, Dialling, Now) ->
+    Fresh = [Peer || {Peer, Since} <- Dialling, Now - Since < ?WAITING_MS],
+    lists:sublist(Due, max(0, ?AT_ONCE - length(Fresh))).
 
 start(Peer) ->
     %% The name is the policy's own, so this atom is one of a bounded set.
