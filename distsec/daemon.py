@@ -11,13 +11,18 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import resource
 import secrets
 import signal
 import socket
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from distsec import __version__
 from distsec.beam import proc
@@ -27,7 +32,7 @@ from distsec.control.http import ControlServer
 from distsec.control.scrape import MetricsSite
 from distsec.control.service import Service
 from distsec.control.wire import SOCKET_NAME
-from distsec.errors import DistsecError, StoreError
+from distsec.errors import CommandFailed, DistsecError, StoreError
 from distsec.model.cluster import ClusterSpec, OnExit
 from distsec.observe.bus import Bus
 from distsec.observe.log import EventLog, Logger, log_line, make_logger
@@ -35,37 +40,135 @@ from distsec.observe.metrics import Metrics
 from distsec.pki.store import Store
 from distsec.supervisor import Supervisor
 from distsec.supervisor.machine import LocalMachine
+from distsec.supervisor.reload import AppliedInPart, log_findings
 
 RECORD = "orchestrator.json"
 RECORD_SCHEMA = 1
 FLUSH_SECONDS = 1.0
 
+MAX_OPEN_FILES = 65536
+"""Up to which the limit is raised. Nodes inherit it: of a higher one the BEAM makes a larger port table (`+Q`
+of erl(1)), of a container's 2^30 one of a gigabyte.
+"""
+
+STRAY_LINES = 20
+"""Lines of libraries and of the interpreter within STRAY_SECONDS before the rest is only counted."""
+
+STRAY_SECONDS = 10.0
+
 
 def run(config_path: Path) -> int:
-    """Runs the orchestrator until SIGTERM or SIGINT; returns the exit code. Raises DistsecError before it
-    runs.
+    """Runs the orchestrator until SIGTERM or SIGINT; returns the exit code, which is not 0 where nodes were
+    to be stopped and one is left. Raises DistsecError before it runs.
     """
     os.umask(0o077)
+    raise_open_files()
     logger = make_logger()
     spec = load(config_path, os.environ)
-    for warning in spec.warnings:
-        log_line(logger, "warning", "configuration", detail=warning)
-    for ignored in spec.not_enforced:
-        log_line(logger, "warning", "not_enforced", key=ignored.key, detail=ignored.why)
+    log_findings(logger, spec)
+    strays = Strays(logger)
     store = Store(Path(spec.state_dir))
-    with only_one(store):
+    with only_one(store), strays.caught():
         report = provision(spec, store, time.time())
         if report.made:
             log_line(logger, "info", "made what was missing", files=len(report.made))
         try:
-            asyncio.run(_serve(spec, config_path, store, logger))
+            left = asyncio.run(_serve(spec, config_path, store, logger, strays))
         except BaseExceptionGroup as group:
             # A TaskGroup wraps even the one error that says why nothing was started.
             errors, _ = group.split(DistsecError)
             if errors is None:
                 raise
             raise _first(errors) from None
-    return 0
+    return CommandFailed.exit_code if left else 0
+
+
+def raise_open_files() -> None:
+    """Raises the soft limit of open files towards the hard one: each node and each client takes some.
+
+    Nodes inherit it: they could get the old one back only by code between fork and exec.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # it does without
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Strays(logging.Handler):
+    """Writes as lines of the log what would otherwise reach stderr as it is: of `logging` (aiohttp,
+    asyncio), warnings, and errors that nobody catches. So many lines at a time: whoever talks to a port must
+    not be able to fill the disk. `clock` is monotonic, in seconds.
+    """
+
+    def __init__(self, logger: Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logger
+        self._clock = clock
+        self._began = clock()
+        self._lines = 0
+        self._suppressed = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raises."""
+        try:
+            text = record.getMessage()
+        except Exception:  # arguments that do not fit, or cannot be shown
+            text = str(record.msg)
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        self.write(level, text, source=record.name, error=record.exc_info[1] if record.exc_info else None)
+
+    def write(self, level: str, what: str, *, source: str, error: object = None) -> None:
+        """A line, or one more that is only counted. For any thread."""
+        with contextlib.suppress(Exception):  # nowhere left to tell
+            if self._lines >= STRAY_LINES:
+                self.flush()
+            if self._lines >= STRAY_LINES:
+                self._suppressed += 1
+                return
+            self._lines += 1
+            fields: dict[str, Any] = {} if error is None else {"error": repr(error)}
+            log_line(self._logger, level, "unexpected", source=source, what=what, **fields)
+
+    def flush(self) -> None:
+        """Ends the window, where its time is over, and says how many lines were held back."""
+        if self._clock() - self._began < STRAY_SECONDS:
+            return
+        suppressed, self._suppressed = self._suppressed, 0
+        self._began, self._lines = self._clock(), 0
+        if suppressed:
+            log_line(self._logger, "warning", "unexpected", what="more of the kind", suppressed=suppressed)
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Takes everything of this process as long as the block lasts."""
+        root = logging.getLogger()
+        handlers, level = root.handlers, root.level
+        hooks = sys.unraisablehook, threading.excepthook
+        root.handlers = [self]
+        root.setLevel(logging.WARNING)
+        logging.captureWarnings(True)
+        sys.unraisablehook = lambda lost: self.write(
+            "error", lost.err_msg or "an error that nobody could catch", source="python", error=lost.exc_value
+        )
+        threading.excepthook = lambda lost: self.write(
+            "error", "a thread failed", source="python", error=lost.exc_value
+        )
+        try:
+            yield
+        finally:
+            sys.unraisablehook, threading.excepthook = hooks
+            logging.captureWarnings(False)
+            root.handlers = handlers
+            root.setLevel(level)
+
+    def of_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception handler for `loop.set_exception_handler`."""
+        self.write("error", str(context.get("message")), source="asyncio", error=context.get("exception"))
+
+    def of_bus(self, subscriber: str, failures: int, error: Exception) -> None:
+        """A failure report for `Bus`."""
+        self.write("error", f"{subscriber} failed, {failures} times so far", source="bus", error=error)
 
 
 @contextlib.contextmanager
@@ -93,8 +196,12 @@ def _holder(store: Store) -> str:
         return ""
 
 
-async def _serve(spec: ClusterSpec, config_path: Path, store: Store, logger: Logger) -> None:
-    bus, metrics, event_log = Bus(), Metrics(), EventLog(logger)
+async def _serve(
+    spec: ClusterSpec, config_path: Path, store: Store, logger: Logger, strays: Strays
+) -> list[str]:
+    """Returns the nodes that were to be stopped at the end and are left."""
+    left: list[str] = []
+    bus, metrics, event_log = Bus(on_failure=strays.of_bus), Metrics(), EventLog(logger)
     bus.subscribe(event_log, "log")
     bus.subscribe(metrics.event, "metrics")
     machine = LocalMachine(spec, store, os.environ)
@@ -109,15 +216,7 @@ async def _serve(spec: ClusterSpec, config_path: Path, store: Store, logger: Log
     )
     ending = asyncio.Event()
     _on_signals(supervisor, ending, logger)
-    asyncio.get_running_loop().set_exception_handler(
-        lambda loop, context: log_line(
-            logger,
-            "error",
-            "unexpected",
-            what=str(context.get("message")),
-            error=repr(context.get("exception")),
-        )
-    )
+    asyncio.get_running_loop().set_exception_handler(strays.of_loop)
     async with contextlib.AsyncExitStack() as stack:
         where = await stack.enter_async_context(_metrics_site(spec, metrics))
         # Before the nodes: a socket that cannot be had is found out while nothing runs.
@@ -132,7 +231,7 @@ async def _serve(spec: ClusterSpec, config_path: Path, store: Store, logger: Log
         await stack.enter_async_context(supervisor.running())
         stack.callback(bus.close)
         stack.enter_context(_record(store, where))
-        flusher = asyncio.create_task(_flush(event_log))
+        flusher = asyncio.create_task(_flush(event_log, strays))
         stack.callback(flusher.cancel)
         stack.callback(event_log.flush)
         log_line(
@@ -140,12 +239,14 @@ async def _serve(spec: ClusterSpec, config_path: Path, store: Store, logger: Log
         )
         notify("READY=1")
         await ending.wait()
+        supervisor.begin_end()
         notify("STOPPING=1")
         on_exit = supervisor.spec.on_exit
         log_line(logger, "info", "ending", on_exit=str(on_exit))
         if on_exit is OnExit.STOP:
-            await supervisor.stop_all()
+            left = await supervisor.stop_all()
     log_line(logger, "info", "ended")
+    return left
 
 
 @contextlib.asynccontextmanager
@@ -182,10 +283,11 @@ def _record(store: Store, metrics: str | None) -> Iterator[None]:
         store.path(RECORD).unlink(missing_ok=True)
 
 
-async def _flush(event_log: EventLog) -> None:
+async def _flush(event_log: EventLog, strays: Strays) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
         event_log.flush()
+        strays.flush()
 
 
 def _on_signals(supervisor: Supervisor, ending: asyncio.Event, logger: Logger) -> None:
@@ -197,6 +299,8 @@ def _on_signals(supervisor: Supervisor, ending: asyncio.Event, logger: Logger) -
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             await supervisor.reload()
+        except AppliedInPart as error:
+            log_line(logger, "error", "reload applied in part", error=str(error))
         except DistsecError as error:
             log_line(logger, "error", "reload refused, the old configuration stays", error=str(error))
         finally:

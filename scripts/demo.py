@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -163,13 +164,34 @@ class Demo:
             raise DemoFailed(f"left running, and killed: {left}")
 
     def processes(self) -> Iterator[int]:
-        """Orchestrator, nodes and what they started: command line or environment name the directory."""
-        needle = os.fsencode(self.directory) + b"/"
+        """What this demo has started and still runs: the orchestrator, its nodes and what they started.
+
+        No other process, whatever it knows of the demo: the shell and the editor of whoever looks around name
+        its directory as well (DISTSEC_CONFIG).
+        """
+        if self.orchestrator and self.orchestrator.poll() is None:
+            yield self.orchestrator.pid
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-                    if any(needle in (entry / file).read_bytes() for file in ("cmdline", "environ")):
+                    arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                    environment = (entry / "environ").read_bytes().split(b"\0")
+                    if any(map(self._in_state, node_directories(arguments, environment))):
                         yield int(entry.name)
+
+    def _in_state(self, path: str) -> bool:
+        return os.path.normpath(path).startswith(f"{self.directory / 'state'}/")
+
+
+def node_directories(arguments: list[bytes], environment: list[bytes]) -> Iterator[str]:
+    """The paths that tell whose a process of a node is: distsec gives each node both, and it inherits one."""
+    for option, value in itertools.pairwise(arguments):
+        if option == b"-distsec_dir":
+            yield os.fsdecode(value)
+    for entry in environment:
+        name, _, value = entry.partition(b"=")
+        if name == b"ERL_CRASH_DUMP":
+            yield os.fsdecode(value)
 
 
 # ---- the intruders ----------------------------------------------------------------------------------------

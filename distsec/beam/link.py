@@ -99,6 +99,11 @@ class AgentServer:
             self._listening.close()
             self._listening = None
 
+    def drop(self, why: str) -> None:
+        """Ends the connection, if there is one, as lost. The agent may come back."""
+        if self._current is not None:
+            self._current.drop(why)
+
     @property
     def connected(self) -> bool:
         """Whether an agent has proven itself and sent its snapshot."""

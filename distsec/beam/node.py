@@ -20,7 +20,7 @@ from pathlib import Path
 from distsec.beam import proc, session
 from distsec.beam.logs import OutputLog
 from distsec.beam.runtime import DEFAULT_PATH, find_program
-from distsec.errors import CommandFailed, RuntimeMissing, StoreError
+from distsec.errors import RuntimeMissing, StoreError
 from distsec.model.text import escape
 
 SURVIVOR_GRACE_SECONDS = 3.0
@@ -32,7 +32,7 @@ _ALIVE_SLACK_TICKS = 2 * proc.CLOCK_TICKS_PER_SECOND
 32,768)."""
 
 _SWEEPS = 5
-"""Passes over what is left; whoever still forks after these is reported in `survivors`."""
+"""Passes over what is left; whoever still forks after these is left to itself."""
 
 _RUN_SCHEMA = 1
 
@@ -143,9 +143,6 @@ class NodeProcess:
         self.pid = leader.pid
         self.start_time = leader.start_time
         self.log = log
-        self.survivors: tuple[session.Member, ...] = ()
-        """What could not be ended after the leader's exit (no permission, stuck in the kernel); known after
-        `wait`."""
         self._leader = leader
         self._handle = handle
         self._child = child
@@ -237,11 +234,6 @@ class NodeProcess:
         return cls(leader, handle, log, None)
 
     @property
-    def adopted(self) -> bool:
-        """Whether an earlier orchestrator started it; then its exit code stays unknown."""
-        return self._child is None
-
-    @property
     def running(self) -> bool:
         """Whether the leader has not exited, as far as the event loop has heard."""
         return not self._exited.is_set()
@@ -282,27 +274,6 @@ class NodeProcess:
             return False
         return True
 
-    async def end(self, grace_seconds: float) -> Exit:
-        """SIGTERM to the group, `grace_seconds`, SIGKILL; returns when the whole session has gone.
-
-        Raises CommandFailed when the leader outlives even that.
-        """
-        if self.signal_group(signal.SIGTERM):
-            self.signal_group(signal.SIGCONT)  # a stopped process takes no SIGTERM
-            if not await self._exits_within(grace_seconds) and self.signal_group(signal.SIGKILL):
-                await self._exits_within(session.KILL_DEADLINE_SECONDS)
-        if not await self._exits_within(session.KILL_DEADLINE_SECONDS):
-            raise CommandFailed(
-                f"process {self.pid} does not end, not even by SIGKILL",
-                do="see what it waits for in the kernel (ps -o stat,wchan), most often a disk that is gone",
-            )
-        return await self.wait()
-
-    async def _exits_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._exited.wait(), seconds)
-        return self._exited.is_set()
-
     async def abandon(self) -> None:
         """Stops watching and leaves the process running, for a later orchestrator to adopt. The last call."""
         self._stop_watching()
@@ -336,7 +307,6 @@ class NodeProcess:
     async def _end_session(self) -> Exit:
         await self._exited.wait()
         known_alive = self._known_alive + _ALIVE_SLACK_TICKS
-        left: list[session.Member] = []
         clean = 0
         for _ in range(_SWEEPS):
             found = await asyncio.to_thread(
@@ -346,11 +316,10 @@ class NodeProcess:
                 held=self._child is not None,
                 known_alive=known_alive,
             )
-            left = await session.end(found, SURVIVOR_GRACE_SECONDS)
+            await session.end(found, SURVIVOR_GRACE_SECONDS)
             clean = 0 if found else clean + 1
             if clean == 2:  # one pass over /proc can miss what forks, or calls exec, while it lasts
                 break
-        self.survivors = tuple(left)
         # Reaped last: as long as our zombie is there, its pid, group and session number are nobody else's.
         ended = Exit()
         if self._child is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from distsec.cli.options import client, config_option
+from distsec.control.wire import SCHEMA
 from distsec.model.text import escape
 
 FOLLOW_BEGINS_WITH = 10
@@ -42,7 +43,7 @@ def command(follow: bool, since: str | None, as_json: bool, config: str | None) 
     limit = FOLLOW_BEGINS_WITH if since is None else None
     try:
         for event in orchestrator.follow(since=begin, limit=limit):
-            click.echo(json.dumps(event) if as_json else event_line(event))
+            click.echo(json.dumps({"schema": SCHEMA, **event}) if as_json else event_line(event))
     except KeyboardInterrupt:
         pass  # the ordinary way to end it
 

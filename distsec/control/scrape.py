@@ -3,22 +3,48 @@
 No secret is in the metrics, but they name the nodes, so a page in somebody's browser must not read them by
 DNS rebinding: the Host header has to be a name that cannot be rebound (loopback, an IP literal that is
 listened on).
+
+Any local user may connect, and the file descriptors are those that the nodes are supervised with. So there
+are few connections; one too many is closed at once, and each serves one request and lives for seconds,
+whatever is sent.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable, Iterable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from distsec.errors import PortInUse
 from distsec.observe.metrics import CONTENT_TYPE
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound to by this line
+
+MAX_CONNECTIONS = 32
+"""At a time. A few servers scrape, each for a moment; the least that RLIMIT_NOFILE usually is, 1024, leaves
+the rest to the nodes."""
+
+CONNECTION_SECONDS = 5.0
+"""From accept(2) to the end of the answer: what is rendered in milliseconds needs no longer to be asked for
+and read (Prometheus gives up after 10)."""
+
+MAX_HEADER_BYTES = 4096
+"""Of the request line, and of each header; Prometheus sends less than 500 in all."""
+
+MAX_HEADERS = 32
+
+RETRY_SECONDS = 1.0
+"""After accept(2) has failed: file descriptors have run out, and asking again at once would only spin."""
+
+BACKLOG = 128
 
 
 class MetricsSite:
@@ -32,21 +58,42 @@ class MetricsSite:
         self._listen = listen
         self._hosts = LOOPBACK_NAMES | {listen[0].lower()} | {host.lower() for host in allowed_hosts}
         self._runner: web.AppRunner | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     async def start(self) -> tuple[str, int]:
         """Listens, and returns where. Raises PortInUse."""
-        host, port = self._listen
-        listener = _bind(host, port)
+        listener = _bind(*self._listen)
         app = web.Application(middlewares=[self._guard], client_max_size=1024)
         app.add_routes([web.get("/metrics", self._metrics)])
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=_logger(),
+            shutdown_timeout=1.0,
+            keepalive_timeout=CONNECTION_SECONDS,
+            lingering_time=0.0,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
+        )
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        server = self._runner.server
+        assert server is not None
+        self._listener = listener
+        self._accepting = asyncio.create_task(_accept(listener, server), name="metrics connections")
         bound = listener.getsockname()
         return str(bound[0]), int(bound[1])
 
     async def close(self) -> None:
         """Ends it. May be called twice."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -55,12 +102,16 @@ class MetricsSite:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], object]
     ) -> web.StreamResponse:
+        response: web.StreamResponse
         if not self.host_allowed(request.headers.get("Host", "")):
-            return web.Response(status=403, text="distsec: this Host is not served here\n")
-        try:
-            response: web.StreamResponse = await handler(request)  # type: ignore[misc]  # aiohttp's is untyped
-        except web.HTTPException as error:
-            return web.Response(status=error.status, text=f"distsec: {error.reason}; try GET /metrics\n")
+            response = web.Response(status=403, text="distsec: this Host is not served here\n")
+        else:
+            try:
+                response = await handler(request)  # type: ignore[misc]  # aiohttp's is untyped
+            except web.HTTPException as error:
+                text = f"distsec: {error.reason}; try GET /metrics\n"
+                response = web.Response(status=error.status, text=text)
+        response.force_close()
         return response
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -77,12 +128,47 @@ class MetricsSite:
         return self._listen[0] in _WILDCARDS and _is_literal(host)
 
 
+async def _accept(listener: socket.socket, server: web.Server) -> None:
+    """Takes connections for ever, one after the other: asyncio's own server would take a hundred at once
+    before any of them could be refused, and log each failure."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listener)
+        except ConnectionError:  # it was gone before it was taken
+            continue
+        except OSError:
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
+        if len(server.connections) >= MAX_CONNECTIONS:
+            connection.close()
+        else:
+            with contextlib.suppress(OSError):
+                transport, _ = await loop.connect_accepted_socket(server, connection)
+                # abort: close() would wait for a reader that does not read
+                loop.call_later(CONNECTION_SECONDS, transport.abort)
+        await asyncio.sleep(0)  # sock_accept does not yield while there is somebody to accept
+
+
+def _logger() -> logging.Logger:
+    """For what aiohttp has to say, but for requests that are none: anybody can send as many as he likes."""
+    logger = logging.getLogger("distsec.scrape")
+    logger.addFilter(_worth_a_line)
+    return logger
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
     except OSError as error:
         listener.close()
         taken = error.errno == errno.EADDRINUSE

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from distsec.control.wire import SCHEMA
 from distsec.errors import NotFound, UsageError
-from distsec.model.cluster import ClusterSpec
+from distsec.model.cluster import ClusterSpec, NodeState
 from distsec.model.names import NodeName
-from distsec.observe.bus import RECENT_EVENTS, Bus, Follower, Published
+from distsec.observe.bus import Bus, Follower, Published
 from distsec.observe.metrics import Metrics
 
 MAX_NAMES = 1000
@@ -21,6 +21,8 @@ MAX_IDENTITY = 2048
 """Bytes of a SPIFFE ID (SPIFFE-ID, section 2.3)."""
 
 ACTIONS = ("start", "stop", "restart")
+
+_AT_REST = frozenset({NodeState.STOPPED, NodeState.FATAL})
 
 _IDENTITY = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+")
 
@@ -82,11 +84,11 @@ class Service:
         return {"schema": SCHEMA, **self._orchestrator.status()}
 
     async def nodes(self, action: str, names: object, everything: object = False) -> dict[str, Any]:
-        """`action` (one of ACTIONS) on the named nodes, or on all; answers when it is done, with their
-        names."""
+        """`action` (one of ACTIONS) on the named nodes, or on all that it can be done to; answers when it
+        is done, with their names."""
         if action not in ACTIONS:
             raise UsageError(f"{action[:40]!a} is none of {', '.join(ACTIONS)}")
-        chosen = self._all() if everything is True else self._known(names)
+        chosen = self._everything(action) if everything is True else self._known(names)
         operation = {
             "start": self._orchestrator.start,
             "stop": self._orchestrator.stop,
@@ -124,7 +126,6 @@ class Service:
 
     def events(self, *, since: float = 0.0, after: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
         """The recent events, oldest first; see Bus.recent."""
-        limit = RECENT_EVENTS * 2 if limit is None else limit
         return [
             event_document(published)
             for published in self._orchestrator.bus.recent(since=since, after=after, limit=limit)
@@ -133,6 +134,13 @@ class Service:
     def follow(self) -> Follower:
         """The events from now on."""
         return self._orchestrator.bus.follow()
+
+    def _everything(self, action: str) -> list[str]:
+        """Who `--all` means: for a stop those that run, else those that have a command."""
+        if action == "stop":
+            nodes = self._orchestrator.status()["nodes"]
+            return [node["name"] for node in nodes if node["state"] not in _AT_REST]
+        return [str(node.name) for node in self._orchestrator.spec.nodes if node.command]
 
     def _all(self) -> list[str]:
         return [str(node.name) for node in self._orchestrator.spec.nodes]

@@ -9,6 +9,7 @@ The words (status, events, effects) are in `core.node_status`, what each arrow d
     STARTING, RUNNING ──StopRequested──▶ STOPPING ──ProcessExited──▶ STOPPED
     STARTING, RUNNING ──GuardDisproven, GuardRefused, no proof in time──▶ STOPPING ──ProcessExited──▶ FATAL
     STARTING ──ForbiddenFlagFound──▶ STOPPING ──ProcessExited──▶ FATAL
+    STOPPED ──GuardRefused──▶ STOPPED                              (an external VM that halted: told, no more)
     BACKOFF ◀── exit ── … more than `restart_intensity` restarts in `restart_period_seconds` ──▶ FATAL
 
 Three rules hold whatever comes in whatever order (tests/unit/test_lifecycle.py tries many orders):
@@ -80,6 +81,7 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             StopRequested: arrows.stop_at_rest,
             Adopted: arrows.adopted,
             AgentConnected: arrows.external_seen,
+            GuardRefused: arrows.refused_at_rest,
         },
         NodeState.STARTING: {
             ProcessStarted: arrows.process_started,

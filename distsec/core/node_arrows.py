@@ -182,6 +182,21 @@ def refused(status: NodeStatus, event: Event, now: float, chance: float) -> Resu
     return _doom(status, Why.CARRIER_NOT_IN_FORCE, text, now)
 
 
+def refused_at_rest(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """An external VM halted itself before its agent said hello: it is told, and the next may be better."""
+    assert isinstance(event, GuardRefused)
+    if not status.rules.external:
+        return status, ()
+    text = f"{event.code}: {event.text}" if event.text else event.code
+    told = Publish(
+        EventType.NODE_STATE_CHANGED,
+        Severity.CRITICAL,
+        str(Why.CARRIER_NOT_IN_FORCE),
+        f"{status.state}: {text}",
+    )
+    return replace(status, why=Why.CARRIER_NOT_IN_FORCE, detail=text), (told,)
+
+
 def forbidden(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
     """KILL and no TERM: a VM that boots has nothing to put in order, and must not come to listen."""
     assert isinstance(event, ForbiddenFlagFound)

@@ -231,7 +231,7 @@ class SendKill:
 
 @dataclass(frozen=True, slots=True)
 class ForgetProcess:
-    """It is gone: end what is left of its process group and remove the record of it."""
+    """It is gone, and all that was below it: remove the record of it."""
 
     pid: int
 

@@ -1,8 +1,9 @@
 """The bus: every event goes through `publish`, once, and from there to all who listen.
 
 Belongs to one event loop: `publish` is called from it, runs the subscribers in order before it returns, and
-never waits. The most recent events are kept in two bounded rings, so that a flood of refusals evicts no
-violation.
+never waits. The most recent events are kept in three bounded rings (critical ones, refusals, the others), in
+each of which every node has a fair share: neither a flood of refusals nor whatever a node that was taken over
+makes up evicts what the other nodes reported.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from heapq import merge
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from distsec.model.events import SecurityEvent
+from distsec.model.events import SecurityEvent, Severity
 
 RECENT_EVENTS = 4096
-"""Events kept of each of the two kinds: refusals, and everything else."""
+"""Events kept of each of the three kinds: critical ones, refusals, and everything else."""
 
 FOLLOWER_EVENTS = 1024
 """Events that wait for one slow follower before the oldest of them are dropped."""
@@ -39,14 +40,55 @@ class Published:
     event: SecurityEvent
 
 
+class FairRing:
+    """The most recent events, `size` in all. While it is full, who has more than a fair share of it loses an
+    event for each that comes; a node with no more than `size` // nodes events loses none to another one.
+
+    There are never more nodes in it than events, whatever nodes come and go.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._count = 0
+        self._by_node: dict[str, deque[Published]] = {}
+
+    def append(self, published: Published) -> None:
+        """Takes the newest event, and drops one where that is one too many."""
+        node = published.event.node
+        own = self._by_node.setdefault(node, deque())
+        own.append(published)
+        self._count += 1
+        if self._count > self._size:
+            # Who floods is above its share, so that a flood costs the same however many nodes there are.
+            flooding = len(own) > self._size // len(self._by_node)
+            self._drop_oldest(node if flooding and len(own) > 1 else self._greediest())
+
+    def __iter__(self) -> Iterator[Published]:
+        """All of them, in order within each node only."""
+        for events in self._by_node.values():
+            yield from events
+
+    def _greediest(self) -> str:
+        """Who has most; of several, the one that came first."""
+        return max(self._by_node, key=lambda node: len(self._by_node[node]))
+
+    def _drop_oldest(self, node: str) -> None:
+        events = self._by_node[node]
+        events.popleft()
+        self._count -= 1
+        if not events:
+            del self._by_node[node]
+
+
 class Bus:
     """Hands events on. `on_failure(subscriber, failures, error)` hears of subscribers that raise."""
 
     def __init__(self, *, recent: int = RECENT_EVENTS, on_failure: FailureReport | None = None) -> None:
         self._subscribers: dict[object, tuple[str, Subscriber]] = {}
         self._failures: dict[str, int] = {}
-        self._refusals: deque[Published] = deque(maxlen=recent)
-        self._others: deque[Published] = deque(maxlen=recent)
+        self._critical = FairRing(recent)
+        self._refusals = FairRing(recent)
+        self._others = FairRing(recent)
         self._followers: set[Follower] = set()
         self._on_failure = on_failure or _log_failure
         self._last_id = 0
@@ -61,7 +103,7 @@ class Bus:
         raises."""
         self._last_id += 1
         published = Published(self._last_id, event)
-        (self._refusals if event.is_refusal else self._others).append(published)
+        self._ring(event).append(published)
         for name, subscriber in tuple(self._subscribers.values()):
             try:
                 subscriber(event)
@@ -89,9 +131,10 @@ class Bus:
         `after`, and of these the newest `limit`."""
         kept = [
             published
-            for published in merge(self._refusals, self._others, key=lambda published: published.id)
+            for published in chain(self._critical, self._refusals, self._others)
             if published.id > after and published.event.time >= since
         ]
+        kept.sort(key=lambda published: published.id)
         return kept if limit is None else kept[max(0, len(kept) - limit) :]
 
     def follow(self, *, limit: int = FOLLOWER_EVENTS) -> Follower:
@@ -106,6 +149,11 @@ class Bus:
         """Ends all followers once they have read what waits for them."""
         for follower in tuple(self._followers):
             follower.close()
+
+    def _ring(self, event: SecurityEvent) -> FairRing:
+        if event.severity >= Severity.CRITICAL:
+            return self._critical
+        return self._refusals if event.is_refusal else self._others
 
     def _report(self, name: str, error: Exception) -> None:
         failures = self._failures[name] = self._failures.get(name, 0) + 1

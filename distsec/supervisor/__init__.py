@@ -1,6 +1,7 @@
 """The one interpreter of effects: keeps the nodes as they are wanted, and the policy in force in all of them.
 
-    supervisor.py  all nodes together; what operators ask for (control.service.Orchestrator); reload, the end
+    supervisor.py  all nodes together; what operators ask for (control.service.Orchestrator); the end
+    reload.py      a new configuration: what fails leaves the old one, or is named
     node.py        one node: feeds `core.lifecycle`, performs its effects, hears its agent
     observed.py    what that agent has told: links, refusals, the policy in force
     policy.py      the wanted policy: performs what `core.rollout` decides

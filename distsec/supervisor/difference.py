@@ -28,7 +28,8 @@ _RESTARTING = ("command", "port", "address", "environment", "working_directory",
 @dataclass(frozen=True, slots=True)
 class Difference:
     """Names in file order. `refused`: why the new configuration cannot be taken while this
-    orchestrator runs.
+    orchestrator runs. `restarted`: never a node that something else starts, for nobody here could start it
+    again.
     """
 
     refused: tuple[Problem, ...] = ()
@@ -37,10 +38,6 @@ class Difference:
     restarted: tuple[str, ...] = ()
     newly_allowed: frozenset[str] = frozenset()
     policy_changed: bool = False
-
-    @property
-    def empty(self) -> bool:
-        return not (self.added or self.removed or self.restarted or self.policy_changed)
 
 
 def difference(old: ClusterSpec, new: ClusterSpec) -> Difference:
@@ -58,7 +55,9 @@ def difference(old: ClusterSpec, new: ClusterSpec) -> Difference:
         refused=refused,
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
-        restarted=tuple(name for name in both if _restarts(before[name], after[name])),
+        restarted=tuple(
+            name for name in both if before[name].command and restarts(before[name], after[name])
+        ),
         newly_allowed=frozenset(map(str, new.allowed_nodes)) - frozenset(map(str, old.allowed_nodes)),
         policy_changed=bool(moved)
         or before.keys() != after.keys()
@@ -67,7 +66,8 @@ def difference(old: ClusterSpec, new: ClusterSpec) -> Difference:
     )
 
 
-def _restarts(old: NodeSpec, new: NodeSpec) -> bool:
+def restarts(old: NodeSpec, new: NodeSpec) -> bool:
+    """Whether what a node was started with differs."""
     return any(getattr(old, field) != getattr(new, field) for field in _RESTARTING)
 
 

@@ -31,7 +31,8 @@ class ExternalProcess:
         return Exit()
 
     def contains(self, pid: int) -> bool:
-        return pid == self.pid and proc.same_process(pid, self.start_time)
+        """Whether `pid` is the VM, or below it."""
+        return proc.same_process(self.pid, self.start_time) and proc.descends_from(pid, self.pid)
 
     def listeners(self) -> list[proc.Listener]:
         return proc.listening(proc.tree(self.pid))

@@ -24,7 +24,7 @@ from distsec.beam.agent import ebin_directory
 from distsec.beam.link import AgentServer
 from distsec.beam.logs import OutputLog
 from distsec.beam.messages import Command, Message, Reply
-from distsec.beam.node import Exit, NodeProcess, RunRecord, node_environment, read_run
+from distsec.beam.node import Exit, NodeProcess, leftovers, node_environment, read_run
 from distsec.beam.overlay import load_overlay, save_overlay
 from distsec.beam.ports import check_port_free
 from distsec.beam.probe import ProbeResult, probe
@@ -32,7 +32,7 @@ from distsec.beam.protocol import Argument
 from distsec.beam.runtime import find_erl, inspect
 from distsec.beam.scrutiny import BootWatch, find_before_start
 from distsec.core.wanted import Overlay, listed_names
-from distsec.errors import GuardNotInForce, RuntimeMissing, StoreError
+from distsec.errors import GuardNotInForce, StoreError
 from distsec.model.cluster import Carrier, Certificate, ClusterSpec, NodeSpec
 from distsec.model.policy import Policy, Reason
 from distsec.model.secret import Secret
@@ -71,6 +71,7 @@ class Server(Protocol):
     def pid(self) -> int | None: ...
     async def start(self) -> None: ...
     async def close(self) -> None: ...
+    def drop(self, why: str) -> None: ...
     async def command(
         self,
         kind: Command,
@@ -103,7 +104,7 @@ class Machine(Protocol):
     ) -> Server: ...
     def expected(self, node: NodeSpec, policy_digest: str) -> Expected: ...
     async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult: ...
-    def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None: ...
+    def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None: ...
     def forget(self, node: NodeSpec) -> None: ...
     def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
     def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]: ...
@@ -132,8 +133,9 @@ class LocalMachine:
         return load_overlay(self.store)
 
     def save_overlay(self, overlay: Overlay) -> None:
-        with self.store.locked():
-            save_overlay(self.store, overlay)
+        # Not under store.locked(): a denial must not wait for whoever holds that lock, and nobody else writes
+        # this file while the orchestrator runs (daemon.only_one).
+        save_overlay(self.store, overlay)
 
     def document(self, policy: Policy) -> bytes:
         return render.policy_document(policy, self._signer.sign)
@@ -143,14 +145,11 @@ class LocalMachine:
 
     async def adopt(self, node: NodeSpec) -> Process | None:
         """The node's process of an earlier orchestrator. None: not there any more; what it left is ended."""
-        run: RunRecord | None = None
         relative = f"{self._directory(node)}/run.json"
-        if self.store.exists(relative):
-            run = read_run(self.store.read(relative))
-            if (process := NodeProcess.adopt(run, self._log(node))) is not None:
-                return process
-        leader = session.Member(run.pid, run.start_time) if run else None
-        left = await asyncio.to_thread(session.leftovers, leader, self._log(node).path)
+        run = read_run(self.store.read(relative)) if self.store.exists(relative) else None
+        if run is not None and (process := NodeProcess.adopt(run, self._log(node))) is not None:
+            return process
+        left = await asyncio.to_thread(leftovers, run, self._log(node))
         if left and (staying := await session.end(left, LEFTOVER_GRACE_SECONDS)):
             pids = ", ".join(str(member.pid) for member in staying)
             raise StoreError(f"processes of an earlier start cannot be ended: {pids}", where=str(node.name))
@@ -160,13 +159,6 @@ class LocalMachine:
     async def start(self, node: NodeSpec, document: bytes) -> Process:
         """Renders the node's files anew and starts its command. Raises GuardNotInForce where its flags forbid
         that."""
-        user = pwd.getpwuid(os.geteuid())
-        if node.user is not None and node.user != user.pw_name:
-            raise RuntimeMissing(
-                f"running a node as another user ({escape(node.user, 40)}) is not built yet",
-                where=str(node.name),
-                do=f"run the orchestrator as that user, or take out `user` (this is {user.pw_name})",
-            )
         directory = self._working_directory(node)
         found = await asyncio.to_thread(
             find_before_start, str(node.name), node.command, node.environment, directory
@@ -215,7 +207,7 @@ class LocalMachine:
         return Expected(
             proto_dist=render.proto_dist(self.spec.carrier, node.address),
             address=node.address,
-            port=self.ports[str(node.name)],
+            port=node.port or self.ports[str(node.name)],
             optfile_digest=digest,
             policy_digest=policy_digest,
         )
@@ -224,25 +216,34 @@ class LocalMachine:
         plain = self.spec.carrier is Carrier.INET_TCP
         return await probe(
             _reachable(node.address),
-            self.ports[str(node.name)],
+            node.port or self.ports[str(node.name)],
             PROBE_SECONDS,
             expect="inet_tcp" if plain else "inet_tls",
             opened=opened,
         )
 
-    def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None:
-        """Why the node halted itself: (code, text), escaped. It wrote that itself: nothing of it
+    def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None:
+        """Why the node halted itself: (code, text), escaped; told once. It wrote that itself: nothing of it
         is trusted.
+
+        `since`: when the process that is asked about began (clock ticks since boot). What is older was
+        written by one before it, and is passed over for good; None takes any.
         """
+        path = self._path(node, "guard.refused")
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(self._path(node, "guard.refused"), flags)
+            descriptor = os.open(path, flags)
         except OSError:
             return None
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 return None
             line = file.read(MAX_REFUSED_BYTES).split(b"\n", 1)[0]
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        if since is not None and status.st_mtime < _unix_seconds(since):
+            return None
         code, _, text = line.partition(b" ")
         return (escape(code, 40), escape(text.strip(), 1024)) if code else None
 
@@ -346,6 +347,12 @@ class LocalMachine:
 
     def _log(self, node: NodeSpec) -> OutputLog:
         return OutputLog(self._path(node, "log") / "output.log", self.spec.log_max_bytes)
+
+
+def _unix_seconds(ticks: int) -> float:
+    """A moment in clock ticks since boot, as files are stamped."""
+    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / proc.CLOCK_TICKS_PER_SECOND
+    return time.time() - ago
 
 
 def _reachable(address: str) -> str:

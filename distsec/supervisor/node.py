@@ -1,6 +1,6 @@
 """One managed node at runtime: feeds `core.lifecycle` and performs the effects that it answers with.
 
-What the node's agent says comes in by `_on_message`; nothing of it decides more than this node's own fate.
+What its agent says comes in by `supervisor.listening`.
 """
 
 from __future__ import annotations
@@ -11,45 +11,24 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
 
 from distsec.beam.link import AgentCommandFailed
-from distsec.beam.messages import Command, EventKind, Heartbeat, LaneEvent, Message, Opened, Snapshot
-from distsec.beam.security_events import agent_refused
+from distsec.beam.messages import Command, Snapshot
 from distsec.core import lifecycle
 from distsec.core import node_status as life
 from distsec.errors import DistsecError
-from distsec.model.cluster import Certificate, ClusterSpec, NodeSpec, NodeState
+from distsec.model.cluster import Certificate, NodeSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.text import escape
-from distsec.observe.bus import Bus
-from distsec.observe.metrics import Metrics
 from distsec.supervisor.boot import start_failed, watch_boot
-from distsec.supervisor.machine import Machine, Process, Server
+from distsec.supervisor.difference import restarts
+from distsec.supervisor.hub import Hub
+from distsec.supervisor.listening import COMMAND_SECONDS, Listener
+from distsec.supervisor.machine import Process, Server
 from distsec.supervisor.observed import Observed
-from distsec.supervisor.policy import PolicyDesk
 from distsec.supervisor.proof import Judgement, Verdict, judge, judge_probe
-
-COMMAND_SECONDS = 5.0
-PUSH_AGAIN_SECONDS = 3.0
-"""A node whose policy differs is sent the wanted one at most this often."""
-
-
-class Hub(Protocol):
-    """What a node needs of its supervisor."""
-
-    spec: ClusterSpec
-    machine: Machine
-    bus: Bus
-    metrics: Metrics
-    starts: asyncio.Semaphore
-
-    @property
-    def desk(self) -> PolicyDesk: ...
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None: ...
-    def note(self, level: str, text: str, **fields: Any) -> None: ...
 
 
 class ManagedNode:
@@ -64,11 +43,11 @@ class ManagedNode:
         self.observed = Observed(spec, hub.bus, hub.metrics, hub.machine)
         self.certificate: Certificate | None = None
         self._beam: tuple[int, int] | None = None  # pid and start time of the VM that said hello
-        self._pushed_at = 0.0
+        self._launched = spec  # what `process` was started with; its port is the one that it was given
+        self._listener = Listener(self)
         self._has_slot = False
         self._queue: deque[life.Event] = deque()
         self._feeding = False
-        self._closed = False
         self._changed: set[asyncio.Future[None]] = set()
         self._server: Server | None = None
 
@@ -85,14 +64,15 @@ class ManagedNode:
         not_after = self.certificate.not_after if self.certificate else None
         self.hub.metrics.set_node_state(self.name, self.status.state)
         self.hub.metrics.set_certificate(self.name, not_after)
+        ears = self._listener
         self._server = self.hub.machine.server(
-            self.spec, self.accept_peer, self._on_message, self._on_lost, self._on_refused
+            self.spec, self.accept_peer, ears.on_message, ears.on_lost, ears.on_refused
         )
         await self._server.start()
 
     async def close(self) -> None:
         """Lets go of it: whatever runs goes on."""
-        self._closed = True
+        self._listener.closed = True
         if self._server is not None:
             await self._server.close()
         if self.process is not None:
@@ -104,12 +84,15 @@ class ManagedNode:
         process = None if self.status.rules.external else await self.hub.machine.adopt(self.spec)
         if process is None:
             return False
-        self._take(process)
+        self._take(process, self._as_configured())
         self.feed(life.Adopted(process.pid))
         return True
 
     def reconfigure(self, spec: NodeSpec) -> None:
-        """New rules at once; whatever the node was started with from its next start on."""
+        """New rules at once; whatever the node was started with from its next start on, and that is nobody's
+        to bring about where something else starts it (`difference`)."""
+        if self.status.rules.external and restarts(self.spec, spec):
+            self.hub.note("notice", "a change takes effect when the node is started anew", node=self.name)
         self.spec = spec
         self.status = replace(self.status, rules=self._rules(spec))
 
@@ -157,8 +140,12 @@ class ManagedNode:
 
     def tick(self) -> None:
         """Once a second: whatever is to be noticed without being told."""
-        if self.status.state is NodeState.STARTING:
+        status = self.status
+        if status.state is NodeState.STARTING or (
+            status.state is NodeState.STOPPED and status.rules.external
+        ):
             self._look_for_refusal()
+        self._listener.tick(asyncio.get_running_loop().time())
         if self.status.unclear:
             self.feed(life.Tick())
 
@@ -179,7 +166,6 @@ class ManagedNode:
             case life.SendKill():
                 self._signal(signal.SIGKILL)
             case life.ForgetProcess():
-                self.process = self._beam = None
                 hub.machine.forget(self.spec)
             case life.ScheduleTick(at):
                 asyncio.get_running_loop().call_at(at, self.feed, life.Tick())
@@ -192,6 +178,7 @@ class ManagedNode:
         if self.status.state is not NodeState.STARTING:
             self._start_failed(life.StartFailed("a stop was requested first"))
             return
+        launched = self._as_configured()
         try:
             process = await self.hub.machine.start(self.spec, self.hub.desk.wanted.document)
         except DistsecError as error:
@@ -200,7 +187,7 @@ class ManagedNode:
             self.hub.note("error", "start failed unexpectedly", node=self.name, error=repr(error))
             self._start_failed(life.StartFailed(f"unexpected {type(error).__name__}", lasting=False))
         else:
-            self._take(process)
+            self._take(process, launched)
             self.feed(life.ProcessStarted(process.pid))
             self.hub.spawn(watch_boot(self.hub.machine, process.pid, self), f"boot of {self.name}")
 
@@ -213,18 +200,21 @@ class ManagedNode:
             self._has_slot = False
             self.hub.starts.release()
 
-    def _take(self, process: Process) -> None:
-        self.process = process
+    def _take(self, process: Process, launched: NodeSpec) -> None:
+        self.process, self._launched = process, launched
         self.hub.spawn(self._watch(process), f"watch {self.name}")
 
     async def _watch(self, process: Process) -> None:
         ended = await process.wait()
         self._look_for_refusal()
+        if self.process is process:  # whatever the table makes of it: nobody is that process any more
+            self.process = self._beam = None
         code = -ended.signal if ended.signal is not None else ended.code
         self.feed(life.ProcessExited(process.pid, code))
 
     def _look_for_refusal(self) -> None:
-        if (refused := self.hub.machine.guard_refused(self.spec)) is not None:
+        since = self.process.start_time if self.process is not None else None
+        if (refused := self.hub.machine.take_refusal(self.spec, since)) is not None:
             self.feed(life.GuardRefused(*refused))
 
     def _signal(self, number: signal.Signals) -> None:
@@ -287,110 +277,60 @@ class ManagedNode:
             return Verdict(Judgement.UNCLEAR, "no hello from its agent")
         reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
         snapshot: Snapshot = reply.fields["snapshot"]
-        self._show(snapshot)
+        self._listener.show(snapshot)
         wanted = self.hub.desk.wanted
         if snapshot.policy_digest != wanted.digest and not self.hub.desk.busy:
             pushed = await self.hub.desk.push(self)
             snapshot = replace(snapshot, policy_digest=pushed.fields["digest"])
             wanted = self.hub.desk.wanted
         listeners = await asyncio.to_thread(process.listeners)
-        expected = self.hub.machine.expected(self.spec, wanted.digest)
+        expected = self.hub.machine.expected(self._launched, wanted.digest)
         verdict = judge(expected, snapshot, listeners, beam)
         if verdict.judgement is not Judgement.PROVEN:
             return verdict
         loop = asyncio.get_running_loop()
         seen = await self.hub.machine.probe(
-            self.spec, lambda address: self.observed.echoes.expect(address, loop.time())
+            self._launched, lambda address: self.observed.echoes.expect(address, loop.time())
         )
         return judge_probe(self.hub.spec.carrier, seen)
 
-    # ---- what the agent says
+    # ---- its agent
 
     def accept_peer(self, pid: int, uid: int) -> bool:
-        """Whether that process may be this node's agent: below what was started, and later the very same."""
+        """Whether that process may be this node's agent: below what was started, and later the very same.
+
+        An external VM is watched itself, so that what is below it is of the node, but never its agent.
+        """
         process = self.process
         if self.status.rules.external:
-            return uid == os.geteuid() if process is None else process.contains(pid)
+            if process is None:
+                return uid == os.geteuid()
+            return pid == process.pid and process.contains(pid)
         if process is None or not process.contains(pid):
             return False
         if self._beam is not None and self.hub.machine.start_time(self._beam[0]) == self._beam[1]:
             return pid == self._beam[0]
         return True
 
-    def _on_message(self, node: str, message: Message) -> None:
-        match message:
-            case Opened(launch):
-                self.observed.opened(launch)
-            case Snapshot():
-                self._hello(message)
-            case LaneEvent():
-                self._on_event(message)
-            case Heartbeat():
-                self._on_heartbeat(message)
-
-    def _hello(self, snapshot: Snapshot) -> None:
-        pid = self.server.pid
-        started = self.hub.machine.start_time(pid) if pid is not None else None
-        if pid is None or started is None:
-            return  # it is gone already; its connection is about to be lost
+    def take_hello(self, pid: int, started: int) -> bool:
+        """Its agent says hello from that VM. False: it is gone already."""
         self._beam = (pid, started)
         if self.status.rules.external and self.process is None:
             try:
-                self._take(self.hub.machine.watch(pid))
+                self._take(self.hub.machine.watch(pid), self._as_configured())
             except DistsecError:
-                return
-        self._show(snapshot)
-        self.feed(life.AgentConnected(pid))
-
-    def _show(self, snapshot: Snapshot) -> None:
-        self.observed.show(snapshot)
-        self._show_policy()
-
-    def _on_event(self, message: LaneEvent) -> None:
-        self.observed.event(message, asyncio.get_running_loop().time())
-        if message.kind is EventKind.GUARD:
-            what = message.detail or "its agent says that the guard has changed"
-            self.feed(life.GuardDisproven(self.status.attempt, what))
-
-    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
-        now = asyncio.get_running_loop().time()
-        if self.observed.heartbeat(heartbeat, now):
-            self.hub.spawn(self._refresh(), f"links of {self.name}")
-        self._show_policy()
-        desk = self.hub.desk
-        differs = self.active_digest != desk.wanted.digest
-        if differs and not desk.busy and now - self._pushed_at >= PUSH_AGAIN_SECONDS:
-            self._pushed_at = now
-            self.hub.spawn(self._push_again(), f"policy to {self.name}")
-
-    async def _push_again(self) -> None:
-        try:
-            await self.hub.desk.push(self)
-        except AgentCommandFailed as error:
-            self.hub.note("warning", "the node did not take the policy", node=self.name, why=error.reason)
-
-    async def _refresh(self) -> None:
-        try:
-            reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
-        except AgentCommandFailed:
-            return  # the next heartbeats ask again
-        self._show(reply.fields["snapshot"])
-
-    def _on_lost(self, node: str, why: str) -> None:
-        if not self._closed:  # else it is we who left
-            self.feed(life.AgentLost())
-
-    def _on_refused(self, node: str, reason: str, detail: str) -> None:
-        self.hub.metrics.agent_refused(self.name, reason)
-        self.hub.bus.publish(agent_refused(self.name, reason, detail, time.time()))
+                self._beam = None
+                return False
+        return True
 
     def applied(self, generation: int, digest: str) -> None:
         """It has acknowledged that policy."""
         self.observed.applied(generation, digest)
-        self._show_policy()
+        self._listener.show_policy()
 
-    def _show_policy(self) -> None:
-        self.hub.metrics.set_policy(self.name, self.hub.desk.wanted.generation, self.observed.generation)
+    def _as_configured(self) -> NodeSpec:
+        """What a start of this moment is given, the port included."""
+        return replace(self.spec, port=self.hub.machine.ports[self.name])
 
     def _rules(self, spec: NodeSpec) -> life.Rules:
         return life.Rules.of(

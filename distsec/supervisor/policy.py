@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -87,19 +88,29 @@ class PolicyDesk:
         # that it is not above what was saved (core.rollout, 2).
         self.wanted = self._make(machine.load_overlay().advanced())
         self._saved = False
+        self._disk = threading.Lock()  # held by threads only, never by the event loop
 
     def _save_first(self) -> None:
         """Saves that generation before anybody is told of it; not before, so that an orchestrator that cannot
-        start (a port in use, no `erl`) leaves the disk as it was.
+        start (a port in use, no `erl`) leaves the disk as it was. Blocks; for a thread.
         """
-        if not self._saved:
-            self._machine.save_overlay(self.wanted.overlay)
+        with self._disk:
+            if not self._saved:
+                self._machine.save_overlay(self.wanted.overlay)
+                self._saved = True
+
+    def _save(self, overlay: Overlay) -> None:
+        """Blocks; for a thread. A first save that is still under way comes before it, and none after it."""
+        with self._disk:
+            self._machine.save_overlay(overlay)
             self._saved = True
 
     def write_files(self) -> None:
-        """Brings the file of every node up to date, whether it runs or not. Raises StoreError."""
+        """Brings the file of every node up to date, whether it runs or not. Raises StoreError. Blocks; for a
+        thread.
+        """
         self._save_first()
-        for target in self._targets().values():
+        for target in tuple(self._targets().values()):
             self._machine.write_policy(target.spec, self.wanted.overlay, self.wanted.document)
 
     async def push(self, target: Target, seconds: float = PUSH_SECONDS) -> Reply:
@@ -167,21 +178,35 @@ class PolicyDesk:
             )
         return self._answer(name, outcome)
 
-    async def reconfigure(self, spec: ClusterSpec, newly_allowed: frozenset[str]) -> Mapping[str, str]:
+    async def reconfigure(
+        self, spec: ClusterSpec, newly_allowed: frozenset[str], saved: Callable[[], object]
+    ) -> Mapping[str, str]:
         """A reload: denials at once; who is newly allowed is admitted when all know of it. Returns who is
         missing.
 
-        Those that are missing keep the newcomers closed until they answer (`settle`). Nothing is rolled back:
-        the file is what the operator wants.
+        Calls `saved` once, as soon as the new policy is kept and before anybody is told of it; an error
+        before that leaves everything as it was. Those that are missing keep the newcomers closed until they
+        answer (`settle`). Nothing is rolled back then: the file is what the operator wants. Raises
+        StoreError.
         """
         async with self._lock:
-            self.spec = spec
+            old, self.spec = self.spec, spec
             overlay, prepared = self.wanted.overlay, self.wanted.prepared | newly_allowed
+            kept = False
 
             def make(content: Content, generation: int) -> Wanted:
                 return self._make(replace(overlay, generation=generation), prepared)
 
-            outcome = await self._drive(rollout.begin_deny, make)
+            def keep() -> None:
+                nonlocal kept
+                kept = True
+                saved()
+
+            try:
+                outcome = await self._drive(rollout.begin_deny, make, keep)
+            finally:
+                if not kept:
+                    self.spec = old
             return outcome.missing if outcome.missing else await self._open()
 
     async def settle(self) -> None:
@@ -209,9 +234,10 @@ class PolicyDesk:
         self,
         begin: Callable[..., rollout.Result],
         make: Callable[[Content, int], Wanted],
+        saved: Callable[[], object] = lambda: None,
     ) -> rollout.Finish:
-        """Performs a rollout to its end. A file that cannot be written stops no denial: it is raised
-        afterwards.
+        """Performs a rollout to its end; calls `saved` after each save. A file that cannot be written stops
+        no denial: it is raised afterwards.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[rollout.Event] = asyncio.Queue()
@@ -225,8 +251,8 @@ class PolicyDesk:
                 for effect in effects:
                     match effect:
                         case rollout.Save(generation, content):
-                            self._machine.save_overlay(make(content, generation).overlay)
-                            self._saved = True
+                            await asyncio.to_thread(self._save, make(content, generation).overlay)
+                            saved()
                         case rollout.WriteFiles(generation, content):
                             self._adopt(make(content, generation))
                             try:
@@ -278,7 +304,8 @@ class PolicyDesk:
             return
 
     async def _send(self, target: Target, wanted: Wanted, seconds: float) -> Reply:
-        self._save_first()
+        if not self._saved:
+            await asyncio.to_thread(self._save_first)
         cookies = self._machine.cookies(target.spec, wanted.overlay)
         arguments: dict[str, Argument] = {"document": wanted.document, "cookies": cookies}
         reply = await target.server.command(Command.POLICY, arguments, seconds)

@@ -8,23 +8,21 @@ import asyncio
 import contextlib
 import os
 import pwd
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 from distsec.core import node_status as life
-from distsec.errors import CommandFailed, ConfigError, DistsecError, NotFound, Unavailable, UsageError
-from distsec.model.cluster import ClusterSpec, NodeSpec, NodeState
-from distsec.model.events import EventType, SecurityEvent, Severity
+from distsec.errors import CommandFailed, DistsecError, NotFound, Unavailable, UsageError
+from distsec.model.cluster import ClusterSpec, NodeState
 from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.log import Logger, log_line
 from distsec.observe.metrics import Metrics
 from distsec.supervisor import views
-from distsec.supervisor.difference import Difference, difference
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.policy import PolicyDesk, Wanted
+from distsec.supervisor.reload import Reloader
 
 TICK_SECONDS = 1.0
 ROTATE_EVERY_TICKS = 5
@@ -58,13 +56,12 @@ class Supervisor:
         self.metrics = metrics
         self.starts = asyncio.Semaphore(max(1, spec.start_parallel))
         self.nodes: dict[str, ManagedNode] = {}
+        self.ending = False
         self._logger = logger
-        self._reread = reread
-        self._complete = complete
-        self._reloading = asyncio.Lock()
+        self._reloader = Reloader(self, logger, reread, complete)
         self._desk: PolicyDesk | None = None
         self._group: asyncio.TaskGroup | None = None
-        self._ending = False
+        self._released = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._user = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -85,17 +82,27 @@ class Supervisor:
             finally:
                 await self._let_go()
 
-    async def stop_all(self) -> None:
-        """Stops every node in order (agent, TERM, KILL), all at once; returns when they have ended."""
+    def begin_end(self) -> None:
+        """From now on nothing that operators ask for is begun any more (Unavailable), except stops."""
+        self.ending = True
+
+    async def stop_all(self) -> list[str]:
+        """Stops every node in order (agent, TERM, KILL), all at once; returns who has not ended in time."""
+        self.begin_end()
         for node in self.nodes.values():
             node.feed(life.StopRequested())
-        patience = self.spec.stop_deadline_seconds + END_SLACK_SECONDS
-        try:
-            async with asyncio.timeout(patience):
-                await self._settled(self.nodes.values(), _AT_REST)
-        except TimeoutError:
-            left = [node.name for node in self.nodes.values() if node.status.state not in _AT_REST]
+        await self.ended(list(self.nodes.values()))
+        left = [node.name for node in self.nodes.values() if node.status.state not in _AT_REST]
+        if left:
             self.note("error", "nodes did not end", nodes=", ".join(left))
+        return left
+
+    async def ended(self, nodes: list[ManagedNode]) -> list[ManagedNode]:
+        """Waits until they have ended, as long as a stop may take; returns those that have not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.spec.stop_deadline_seconds + END_SLACK_SECONDS):
+                await self._settled(nodes, _AT_REST)
+        return [node for node in nodes if node.status.state not in _AT_REST]
 
     async def _begin(self) -> None:
         for spec in self.spec.nodes:
@@ -110,12 +117,12 @@ class Supervisor:
         to_start = [node for node in to_start if node.spec.command]
         for node in to_start:
             await self.machine.preflight(node.spec)
-        self._desk.write_files()
+        await asyncio.to_thread(self._desk.write_files)
         for node in to_start:
             node.feed(life.StartRequested())
 
     async def _let_go(self) -> None:
-        self._ending = True
+        self._released = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -154,7 +161,7 @@ class Supervisor:
 
         Before and after `running` nothing is begun any more: a back-off that ends then starts no node.
         """
-        if self._group is None or self._ending:
+        if self._group is None or self._released:
             work.close()
             return
         task = self._group.create_task(self._guarded(work, name), name=name)
@@ -181,15 +188,17 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """The document of `distsec status --json`."""
         now = asyncio.get_running_loop().time()
-        wanted = self.desk.wanted.generation
-        return views.status_document(self.spec, wanted, self.nodes.values(), self._user, now)
+        return views.status_document(self.spec, self.desk.wanted, self.nodes.values(), self._user, now)
 
     def environment(self, name: str) -> dict[str, Any]:
         """For a node that something else starts. Raises NotFound."""
         return self.machine.outside(self._named(name).spec)
 
     async def start(self, names: list[str]) -> None:
-        """Returns when each is RUNNING. Raises NotFound, UsageError, CommandFailed (why one is not)."""
+        """Returns when each is RUNNING. Raises NotFound, UsageError, Unavailable, CommandFailed (why one
+        is not).
+        """
+        self._refuse_if_ending()
         nodes = [self._startable(name) for name in names]
         for node in nodes:
             node.feed(life.StartRequested())
@@ -204,6 +213,7 @@ class Supervisor:
 
     async def restart(self, names: list[str]) -> None:
         """Stop, then start. Raises like `start`."""
+        self._refuse_if_ending()
         nodes = [self._startable(name) for name in names]
         for node in nodes:
             self._restart(node)
@@ -211,110 +221,33 @@ class Supervisor:
 
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
         """See PolicyDesk.allow."""
+        self._refuse_if_ending()
         return await self.desk.allow(name, identity)
 
     async def deny(self, name: str, compromised: bool) -> dict[str, Any]:
         """See PolicyDesk.deny. Re-keying (`compromised`) is refused: it is not built yet."""
         if compromised:
             raise UsageError("deny --compromised is not built yet: nothing would be re-keyed")
+        self._refuse_if_ending()
         return await self.desk.deny(name)
 
     async def reload(self) -> dict[str, Any]:
         """Re-reads the configuration and applies the difference; denials come first.
 
-        Raises DistsecError, having changed nothing, where the new one cannot be taken.
+        Raises DistsecError, having changed nothing, where the new one cannot be taken; AppliedInPart where
+        something fails afterwards.
         """
-        async with self._reloading:
-            try:
-                new, change = await self._next()
-            except DistsecError as error:
-                self._reloaded(Severity.WARNING, "deny", "rejected", f"the old one stays in force: {error}")
-                raise
-            missing = await self._apply(new, change)
-            text = ", ".join(
-                f"{what} {' '.join(names)}"
-                for what, names in [
-                    ("added", change.added),
-                    ("removed", change.removed),
-                    ("restarted", change.restarted),
-                    ("not acknowledged by", missing),
-                ]
-                if names
-            )
-            self._reloaded(Severity.NOTICE, "allow", None, text or "nothing to restart")
-        return {
-            "added": list(change.added),
-            "removed": list(change.removed),
-            "restarted": list(change.restarted),
-            "generation": self.desk.wanted.generation,
-            "missing": missing,
-        }
-
-    async def _next(self) -> tuple[ClusterSpec, Difference]:
-        """The configuration to go to; all that can be wrong with it is found out here."""
-        old = self.spec
-        new = await asyncio.to_thread(self._reread)
-        change = difference(old, new)
-        if change.refused:
-            raise ConfigError(new.config_file, change.refused)
-        await asyncio.to_thread(self._complete, new)
-        try:
-            self.machine.use(new)
-            for name in change.added:
-                node = _spec_of(new, name)
-                if node.command:
-                    await self.machine.preflight(node)
-        except BaseException:
-            self.machine.use(old)
-            raise
-        return new, change
-
-    async def _apply(self, new: ClusterSpec, change: Difference) -> list[str]:
-        self.spec = new
-        gone = [self.nodes[name] for name in change.removed]
-        for node in gone:
-            node.feed(life.StopRequested())
-        for spec in new.nodes:
-            if (known := self.nodes.get(str(spec.name))) is not None:
-                known.reconfigure(spec)
-        added = {name: ManagedNode(self, _spec_of(new, name)) for name in change.added}
-        for node in added.values():
-            await node.open()
-        self.nodes |= added
-        missing: list[str] = []
-        if change.policy_changed or change.newly_allowed:
-            missing = list(await self.desk.reconfigure(new, change.newly_allowed))
-        else:
-            self.desk.spec = new
-        for name in change.restarted:
-            if self.nodes[name].status.state in (NodeState.STARTING, NodeState.RUNNING, NodeState.BACKOFF):
-                self._restart(self.nodes[name])
-        for node in added.values():
-            if node.spec.command:
-                node.feed(life.StartRequested())
-        await self._settled(gone, _AT_REST)
-        for node in gone:
-            await node.close()
-            del self.nodes[node.name]
-            self.metrics.forget(node.name)
-        return missing
-
-    def _reloaded(self, severity: Severity, result: str, reason: str | None, detail: str) -> None:
-        event = SecurityEvent(
-            EventType.CONFIGURATION_RELOADED,
-            severity,
-            "",
-            time.time(),
-            result=result,
-            reason=reason,
-            detail=escape(detail, 1024),
-        )
-        self.bus.publish(event)
+        self._refuse_if_ending()
+        return await self._reloader.reload()
 
     def _new_policy(self, wanted: Wanted) -> None:
         self.metrics.set_listed(wanted.labels)
         for node in self.nodes.values():
             self.metrics.set_policy(node.name, wanted.generation, node.observed.generation)
+
+    def _refuse_if_ending(self) -> None:
+        if self.ending:
+            raise Unavailable("the orchestrator is ending", do="try again when it runs again")
 
     def _named(self, name: str) -> ManagedNode:
         node = self.nodes.get(name)
@@ -350,9 +283,3 @@ class Supervisor:
     async def _settled(nodes: Iterable[ManagedNode], states: Iterable[NodeState]) -> None:
         wanted = frozenset(states)
         await asyncio.gather(*(node.until(lambda status: status.state in wanted) for node in nodes))
-
-
-def _spec_of(spec: ClusterSpec, name: str) -> NodeSpec:
-    found = spec.node(name)
-    assert found is not None, "the difference names nodes of the new configuration"
-    return found

@@ -12,14 +12,17 @@ from distsec.model.cluster import PROVEN_RELEASES, Certificate, ClusterSpec, Lin
 from distsec.model.policy import Verdict
 from distsec.model.text import escape
 from distsec.supervisor.node import ManagedNode
+from distsec.supervisor.policy import Wanted
 
 SCHEMA = 1
 
 
 def status_document(
-    spec: ClusterSpec, wanted: int, nodes: Iterable[ManagedNode], user: str, now: float
+    spec: ClusterSpec, wanted: Wanted, nodes: Iterable[ManagedNode], user: str, now: float
 ) -> dict[str, Any]:
-    """The answer to `status`. `wanted`: the policy generation that all are to have; `now`: loop time."""
+    """The answer to `status`. `wanted`: the policy that all are to have; `user`: who they run as; `now`:
+    loop time.
+    """
     nodes = list(nodes)
     refusals: Counter[tuple[str, str, str]] = Counter()
     for node in nodes:
@@ -30,9 +33,9 @@ def status_document(
         "cluster": spec.name,
         "mode": str(spec.mode),
         "carrier": str(spec.carrier),
-        "healthy": all(is_well(node, wanted) for node in nodes),
+        "healthy": all(is_well(node, wanted.digest) for node in nodes),
         "violation": any(is_violation(node) for node in nodes),
-        "policy_generation": wanted,
+        "policy_generation": wanted.generation,
         "nodes": [node_document(node, user, now) for node in nodes],
         "refusals": [
             {"node": node, "direction": direction, "reason": reason, "count": count}
@@ -41,8 +44,9 @@ def status_document(
     }
 
 
-def is_well(node: ManagedNode, wanted: int) -> bool:
-    """RUNNING, proven, its agent connected, with the wanted policy, and no link that should not be.
+def is_well(node: ManagedNode, wanted: str) -> bool:
+    """RUNNING, proven, its agent connected, with the policy of the digest `wanted`, and no link that should
+    not be.
 
     Or STOPPED because it was told to, or because its restart policy lets it end.
     """
@@ -53,7 +57,7 @@ def is_well(node: ManagedNode, wanted: int) -> bool:
         status.state is NodeState.RUNNING
         and status.proven
         and status.agent
-        and node.observed.generation == wanted
+        and node.active_digest == wanted
         and not is_violation(node)
     )
 
@@ -77,7 +81,7 @@ def node_document(node: ManagedNode, user: str, now: float) -> dict[str, Any]:
         "detail": escape(status.detail, 1024) or None,
         "guard": "proven" if status.proven else "unproven",
         "pid": status.pid,
-        "user": node.spec.user or user,
+        "user": user,  # whatever the configuration names: that is not enforced
         "otp": otp,
         "support": _support(otp),
         "uptime_seconds": int(now - status.started) if status.started is not None else None,

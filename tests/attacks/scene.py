@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import ssl
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,17 @@ V = {victim},
      catch gen_server:call({{test_canary, V}}, now, 200)
  end || _ <- lists:seq(1, {times})],
 net_kernel:connect_node(V)
+"""
+
+_HOLD = """
+register(test_holder, spawn(fun() ->
+    true = erlang:suspend_process(whereis(net_kernel)), receive release -> ok end
+end))
+"""
+"""Without net_kernel nobody can be disconnected; it goes on when the process that holds it ends."""
+
+_RELEASE = """
+Held = monitor(process, test_holder), test_holder ! release, receive {'DOWN', Held, _, _, _} -> ok end
 """
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -170,6 +182,18 @@ class Scene:
 
     def default_cookie(self) -> str:
         return self.cluster.cookie("a")
+
+    def hold(self) -> None:
+        """From here on the victim disconnects nobody, as one that hangs."""
+        self.erl(_HOLD)
+
+    @contextmanager
+    def released_in_the_end(self) -> Iterator[None]:
+        """Ends `hold`, whatever becomes of the test."""
+        try:
+            yield
+        finally:
+            self.erl(_RELEASE)
 
     # ---- what the operator has of it
 

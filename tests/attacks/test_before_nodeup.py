@@ -41,7 +41,7 @@ def test_an_unlisted_certificate_is_refused_before_nodeup(scene: Scene, name: st
         assert event["type"] == "UnauthorizedAccess"
         assert (event["identity"], event["serial"]) == (EVIL, leaf.serial)
         assert event["address"].startswith("127.0.0.1:")
-    assert len({event["address"] for event in events}) == ATTEMPTS
+    assert len(events) == ATTEMPTS
     assert evil.links() == "[]"
     scene.expect_nothing_happened()
 

@@ -6,7 +6,9 @@ import random
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -15,8 +17,15 @@ from tests.system.cluster import Cluster
 
 FRAMES = 50_000
 ACKNOWLEDGE_SECONDS = 3
-PATIENCE_SECONDS = 5.0
-"""For a command that needs nothing of the node that floods, on a machine that is busy with the flood."""
+PATIENCE_SECONDS = 2.0
+"""For `status` (half of the answers: others may use this machine as well) and for a denial being in force at
+the other nodes, neither of which needs anything of the node that floods."""
+
+HICCUP_SECONDS = 5.0
+"""For any single command, and for what a restart may take longer than without the flood: a VM boots in it."""
+
+LEAST_RATE = 10_000
+"""Frames a second that make it a flood: one that hardly anything is taken of proves nothing."""
 
 
 @pytest.fixture(scope="module", params=OTPS[:1], ids=str)
@@ -56,25 +65,37 @@ def test_a_node_that_floods_slows_no_command_of_the_others(cluster: Cluster) -> 
     cluster.wait_meshed()
     cluster.erl("c", "distsec_test_hostile:flood()")
     began = time.monotonic()
-    while taken() < FRAMES:  # as fast as they are taken
+    answers: list[float] = []
+    while taken() < FRAMES or len(answers) < 5:  # as fast as they are taken
         asked = time.monotonic()
         assert '"schema"' in cluster.distsec("status", "--json", check=False).stdout
-        assert time.monotonic() - asked < PATIENCE_SECONDS
+        answers.append(time.monotonic() - asked)
         assert asked - began < 60, cluster.story()
+    assert median(answers) < PATIENCE_SECONDS, answers
+    assert max(answers) < HICCUP_SECONDS, answers
     busy = seconds_of("restart", "b@127.0.0.1")
-    assert busy < quiet + PATIENCE_SECONDS
+    assert busy < quiet + HICCUP_SECONDS
     cluster.wait_links(("a", "b"))
 
-    # What every node has to acknowledge ends, in time, with the name of the only one that does not.
-    asked = time.monotonic()
-    denied = cluster.distsec("deny", "b@127.0.0.1", check=False)
-    assert time.monotonic() - asked < ACKNOWLEDGE_SECONDS + PATIENCE_SECONDS
+    # What every node has to acknowledge is in force where it can be at once, and ends, in time, with the name
+    # of the only one that does not.
+    with ThreadPoolExecutor(1) as pool:
+        asked = time.monotonic()
+        denying = pool.submit(cluster.distsec, "deny", "b@127.0.0.1", check=False)
+        cluster.wait(lambda: "b@127.0.0.1" not in cluster.erl("a", "nodes(connected)"), "a without b")
+        in_force = time.monotonic() - asked
+        denied = denying.result()
+        ended = time.monotonic() - asked
+    assert in_force < PATIENCE_SECONDS
+    assert ended < ACKNOWLEDGE_SECONDS + PATIENCE_SECONDS
     assert denied.returncode == 75
     assert "b@127.0.0.1 is denied, for good, but c@127.0.0.1 has not acknowledged;" in denied.stderr
     assert "b@127.0.0.1" not in cluster.erl("a", "nodes(connected)")
-    flooded = taken()
-    rate = flooded / (time.monotonic() - began)
-    print(f"{rate:,.0f} frames/s taken; restart of another node {quiet:.2f} s quiet, {busy:.2f} s meanwhile")
+    flooded, seconds = taken(), time.monotonic() - began
+    rate = flooded / seconds
+    print(f"{rate:,.0f} frames/s taken; restart of another node {quiet:.2f} s quiet, {busy:.2f} s meanwhile;")
+    print(f"status {median(answers):.2f} s; a denial in force after {in_force:.2f} s")
+    assert rate >= LEAST_RATE, f"{flooded} frames in {seconds:.1f} s"
     cluster.wait(lambda: taken() > flooded, "the flood, which has gone on all the while")
 
     cluster.erl("c", "distsec_test_hostile:stop()")

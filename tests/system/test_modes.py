@@ -105,6 +105,16 @@ def test_a_node_that_something_else_starts_is_guarded_proven_and_linked(
     try:
         outside.start(otp)
         cluster.wait_states(x="RUNNING")
+        outside.end()
+        cluster.wait_states(x="STOPPED")
+        # What a VM before it left behind is told, and is nothing against the next one.
+        refused = cluster.node_directory("x") / "guard.refused"
+        refused.write_text("proto_dist left behind\n")
+        cluster.wait_event("NodeStateChanged", node=cluster.node("x"), reason="carrier_not_in_force")
+        assert cluster.status_of("x")["detail"] == "proto_dist: left behind"
+        assert not refused.exists()
+        outside.start(otp)
+        cluster.wait_states(x="RUNNING")
         cluster.wait_links(("a", "x"))
         status = cluster.status_of("x")
         assert outside.process is not None

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,7 @@ class FakeNode:
     links: tuple[Link, ...] = ()
     server: FakeServer | None = None
     launch: str = ""
+    bound: int = 0  # the port that its process was started with
 
     @property
     def name(self) -> str:
@@ -113,10 +115,11 @@ class FakeNode:
 
     @property
     def listeners(self) -> list[Listener]:
-        return [Listener(self.process.pid, "127.0.0.1", self.port)] if self.process else []
+        return [Listener(self.process.pid, "127.0.0.1", self.bound)] if self.process else []
 
     def boot(self, document: bytes | None) -> FakeProcess:
         self.starts += 1
+        self.bound = self.port
         self.machine.last_pid += 2
         self.process = FakeProcess(self, self.machine.last_pid)
         self.launch = f"{self.machine.last_pid:032x}"
@@ -166,7 +169,7 @@ class FakeNode:
             launch=self.launch,
             started_ms=0,
             carrier=self.carrier,
-            listeners=(AgentListener("127.0.0.1", self.port),),
+            listeners=(AgentListener("127.0.0.1", self.bound),),
             optfile_digest=OPTFILE,
             policy_generation=self.generation,
             policy_digest=self.digest,
@@ -211,11 +214,16 @@ class FakeServer:
         self.commands: list[Command] = []
 
     async def start(self) -> None:
+        if (error := self.node.machine.open_errors.get(self.node.name)) is not None:
+            raise error
         self.node.server = self
 
     async def close(self) -> None:
         self.closed = True
         self.node.server = None
+
+    def drop(self, why: str) -> None:
+        self.node.goodbye()
 
     async def command(self, kind: Command, arguments: Mapping[str, Any], timeout: float) -> Reply:
         self.commands.append(kind)
@@ -252,6 +260,9 @@ class FakeMachine:
         self.preflight_error: DistsecError | None = None
         self.start_error: DistsecError | None = None
         self.save_error: DistsecError | None = None
+        self.save_seconds = 0.0  # how long the disk takes, in whoever's thread saves
+        self.write_error: DistsecError | None = None
+        self.open_errors: dict[str, DistsecError] = {}  # nodes whose agent socket cannot be had
         self.last_pid = 100
         self.echoes: dict[tuple[str, str], dict[str, int]] = {}
         self.probed = ProbeResult(
@@ -261,7 +272,9 @@ class FakeMachine:
 
     def use(self, spec: ClusterSpec) -> None:
         self.spec = spec
-        self.ports: dict[str, int] = {str(node.name): 9100 + n for n, node in enumerate(spec.nodes)}
+        self.ports: dict[str, int] = {
+            str(node.name): node.port or 9100 + n for n, node in enumerate(spec.nodes)
+        }
         for node in spec.nodes:
             self.nodes.setdefault(str(node.name), FakeNode(self, node)).spec = node
 
@@ -271,6 +284,7 @@ class FakeMachine:
     def save_overlay(self, overlay: Overlay) -> None:
         if self.save_error is not None:
             raise self.save_error
+        time.sleep(self.save_seconds)
         self.overlay = overlay
         self.overlays.append(overlay)
         self.order.append(("save", str(overlay.generation)))
@@ -312,20 +326,23 @@ class FakeMachine:
         return FakeServer(self.nodes[str(node.name)], *callbacks)
 
     def expected(self, node: NodeSpec, policy_digest: str) -> Expected:
-        return Expected("inet_tls", "127.0.0.1", self.ports[str(node.name)], OPTFILE, policy_digest)
+        port = node.port or self.ports[str(node.name)]
+        return Expected("inet_tls", node.address, port, OPTFILE, policy_digest)
 
     async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
         opened("127.0.0.1:40001")
         await asyncio.sleep(0)
         return self.probed
 
-    def guard_refused(self, node: NodeSpec) -> tuple[str, str] | None:
-        return self.refused.get(str(node.name))
+    def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None:
+        return self.refused.pop(str(node.name), None)
 
     def forget(self, node: NodeSpec) -> None:
         self.order.append(("forget", str(node.name)))
 
     def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
+        if self.write_error is not None:
+            raise self.write_error
         self.order.append(("write", str(node.name), str(json.loads(document)["generation"])))
 
     def cookies(self, node: NodeSpec, overlay: Overlay) -> dict[str, Any]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
+import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +23,11 @@ import pytest
 
 from distsec.beam import proc
 from distsec.control.client import ControlClient
-from distsec.daemon import notify, only_one
+from distsec.daemon import STRAY_LINES, STRAY_SECONDS, Strays, notify, only_one, raise_open_files, run
 from distsec.errors import StoreError, Unavailable
+from distsec.observe.log import make_logger
 from distsec.pki.store import Store
+from distsec.supervisor import Supervisor
 from tests.waiting import wait_until
 
 CONFIG = """
@@ -202,6 +210,28 @@ def test_a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_bad(da
     assert len(daemon.client().status()["nodes"]) == 2
 
 
+def test_a_reload_whose_new_node_has_no_agent_socket_changes_nothing(daemon: Daemon) -> None:
+    daemon.start()
+    daemon.ready()
+    assert daemon.process is not None
+    foreign = daemon.state / "nodes" / "b@127.0.0.1" / "agent.sock"
+    foreign.parent.mkdir(mode=0o700)
+    foreign.write_text("not a socket")
+    text = daemon.config.read_text().replace('name = "a@', 'name = "c@', 1)
+    daemon.config.write_text(text + '\n[[nodes]]\nname = "b@127.0.0.1"\nuser = "somebody"\n')
+    daemon.process.send_signal(signal.SIGHUP)
+    refused = wait_until(lambda: daemon.logged("ConfigurationReloaded", result="deny"), "the refusal")
+    assert "agent.sock" in refused["detail"]
+    status = daemon.client().status()
+    assert [node["name"] for node in status["nodes"]] == ["a@127.0.0.1"]
+    assert foreign.read_text() == "not a socket"
+    foreign.unlink()
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.logged("ConfigurationReloaded", result="allow"), "the reload")
+    assert [node["name"] for node in daemon.client().status()["nodes"]] == ["c@127.0.0.1", "b@127.0.0.1"]
+    assert daemon.logged("not_enforced", key="nodes[1].user")
+
+
 def test_tells_systemd_when_it_is_ready_reloading_and_stopping(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         path = str(daemon.directory / "notify")
@@ -217,6 +247,85 @@ def test_tells_systemd_when_it_is_ready_reloading_and_stopping(daemon: Daemon) -
         daemon.process.send_signal(signal.SIGTERM)
         assert systemd.recv(100) == b"STOPPING=1"
         assert daemon.ended() == 0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_libraries_say_are_lines_of_the_log_and_not_too_many() -> None:
+    stream, clock = io.StringIO(), Clock()
+    strays = Strays(make_logger(stream), clock)
+    with strays.caught():
+        for number in range(STRAY_LINES + 30):
+            logging.getLogger("aiohttp.server").error("request %d\n\x1b[31m", number)
+        warnings.warn("old", stacklevel=1)
+        strays.of_loop(asyncio.new_event_loop(), {"message": "lost"})
+        clock.now += STRAY_SECONDS
+        strays.flush()
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logging.getLogger("asyncio").exception("%d", "no number")
+        strays.of_bus("metrics", 1, ValueError("y"))
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(lines) == STRAY_LINES + 3
+    assert {line["event"] for line in lines} == {"unexpected"}
+    assert (lines[0]["source"], lines[0]["level"]) == ("aiohttp.server", "error")
+    assert "\x1b" not in lines[0]["what"]
+    assert lines[STRAY_LINES]["suppressed"] == 32
+    assert lines[-2]["error"] == "ValueError('x')"
+    assert lines[-1]["source"] == "bus"
+
+
+def test_stderr_is_lines_of_json_whatever_comes_to_the_metrics_port(daemon: Daemon) -> None:
+    daemon.start()
+    host, port = daemon.ready()["metrics"].rsplit(":", 1)
+    for garbage in (b"GET / HTTP/9.9\r\n\r\n", b"\x00\xff\r\n\r\n", b"POST /metrics HTTP/1.1\r\nX: \n\n"):
+        with socket.create_connection((host, int(port)), 5) as stranger:
+            stranger.sendall(garbage)
+            stranger.settimeout(1)
+            with contextlib.suppress(OSError):
+                stranger.recv(1000)
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.ended() == 0
+    assert daemon.told() == ""
+
+
+def test_the_limit_of_open_files_is_raised_and_not_beyond_what_nodes_bear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[int, int]] = []
+    limits = (1024, 2**30)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, to: made.append(to))
+    raise_open_files()
+    limits = (1024, 4096)
+    raise_open_files()
+    limits = (4096, 4096)
+    raise_open_files()
+    assert made == [(65536, 2**30), (4096, 4096)]
+
+
+@pytest.mark.parametrize(("left", "code"), [([], 0), (["a@127.0.0.1"], 70)])
+def test_a_node_that_is_left_at_the_end_is_no_success(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, left: list[str], code: int
+) -> None:
+    async def stop_all(self: Supervisor) -> list[str]:
+        return left
+
+    monkeypatch.setattr(Supervisor, "stop_all", stop_all)
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    umask = os.umask(0o077)
+    try:
+        assert run(daemon.config) == code
+    finally:
+        os.umask(umask)
 
 
 def test_without_systemd_nothing_is_said_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

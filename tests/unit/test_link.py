@@ -262,6 +262,18 @@ async def test_an_agent_that_goes_away_fails_the_commands_it_owes(tmp_path: Path
             assert caught.value.reason == "lost"
 
 
+async def test_a_connection_that_is_dropped_is_lost_and_the_agent_may_come_back(tmp_path: Path) -> None:
+    async with listening(tmp_path / "a.sock") as watched:
+        watched.server.drop("nobody is there")
+        agent = await watched.opened()
+        watched.server.drop("nothing was heard of it")
+        assert not watched.server.connected
+        assert watched.lost == ["nothing was heard of it"]
+        await agent.closed()
+        await watched.opened()
+        assert watched.server.connected
+
+
 async def test_an_agent_that_says_no_says_why(tmp_path: Path) -> None:
     async with listening(tmp_path / "a.sock") as watched:
         agent = await watched.opened()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -55,12 +56,13 @@ class Cluster:
         self.bus.subscribe(self.events.append)
         self.bus.subscribe(self.metrics.event)
         self.next_spec: ClusterSpec | Exception = spec
+        self.log = io.StringIO()
         self.supervisor = Supervisor(
             spec,
             self.machine,
             self.bus,
             self.metrics,
-            make_logger(io.StringIO()),
+            make_logger(self.log),
             reread=self._reread,
             complete=lambda new: None,
         )
@@ -386,6 +388,37 @@ async def test_an_external_node_is_taken_when_it_says_hello_and_stopped_when_it_
         cluster.fake(A).die(Exit())
         await cluster.states(a=NodeState.STOPPED)
         assert cluster.fake(A).starts == 1
+        await until(lambda: cluster.supervisor.nodes[A].process is None)
+        cluster.fake(A).boot(None)
+        await cluster.states(a=NodeState.RUNNING)
+
+
+@pytest.mark.asyncio
+async def test_what_is_below_an_external_vm_is_managed_and_is_not_its_agent() -> None:
+    cluster = Cluster(cluster_spec(node_spec("a", command=())))
+    async with cluster.supervisor.running():
+        process = cluster.fake(A).boot(None)
+        await cluster.states(a=NodeState.RUNNING)
+        node = cluster.supervisor.nodes[A]
+        assert cluster.supervisor.is_managed(process.pid + 1)
+        assert not node.accept_peer(process.pid + 1, os.geteuid())
+        assert node.accept_peer(process.pid, os.geteuid())
+
+
+@pytest.mark.asyncio
+async def test_an_external_vm_that_halted_itself_is_told_once_and_its_successor_is_taken() -> None:
+    cluster = Cluster(cluster_spec(node_spec("a", command=())))
+    cluster.machine.refused[A] = ("proto_dist", "-proto_dist twice")
+    async with cluster.supervisor.running():
+        for _ in range(3):
+            cluster.supervisor.nodes[A].tick()
+        node = cluster.status(A)
+        assert (node["state"], node["reason"]) == ("STOPPED", "carrier_not_in_force")
+        assert node["detail"] == "proto_dist: -proto_dist twice"
+        [told] = cluster.of_type(EventType.NODE_STATE_CHANGED, reason="carrier_not_in_force")
+        assert told.detail == "STOPPED: proto_dist: -proto_dist twice"
+        cluster.fake(A).boot(None)
+        await cluster.states(a=NodeState.RUNNING)
 
 
 @pytest.mark.asyncio
@@ -395,6 +428,29 @@ async def test_a_lost_agent_is_degraded_not_dead_and_proven_again_when_it_is_bac
         assert cluster.state(A) is NodeState.RUNNING
         assert cluster.status(A)["agent"] == "lost"
         assert cluster.supervisor.status()["healthy"] is False
+        cluster.fake(A).hello()
+        await until(lambda: cluster.supervisor.status()["healthy"])
+        assert cluster.fake(A).starts == 1
+
+
+@pytest.mark.asyncio
+async def test_an_agent_that_is_silent_is_lost_and_taken_again_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with up("a", "b") as cluster:
+        monkeypatch.setattr("distsec.core.node_silence.SILENT_SECONDS", 0.3)
+        node = cluster.supervisor.nodes[A]
+
+        def silent() -> bool:
+            cluster.fake(B).says(cluster.fake(B).heartbeat())
+            for each in cluster.supervisor.nodes.values():
+                each.tick()
+            return not node.status.agent
+
+        await until(silent)
+        assert (cluster.state(A), cluster.status(A)["agent"]) == (NodeState.RUNNING, "lost")
+        assert cluster.supervisor.nodes[B].status.agent
+        assert cluster.of_type(EventType.AGENT_LOST, node=A)
         cluster.fake(A).hello()
         await until(lambda: cluster.supervisor.status()["healthy"])
         assert cluster.fake(A).starts == 1
@@ -595,6 +651,31 @@ async def test_a_reload_adds_removes_and_restarts_what_changed() -> None:
         assert C not in cluster.supervisor.nodes and cluster.fake(C).process is None
         assert set(cluster.fake(A).policies[-1]["peers"]) == {A, B, "d@127.0.0.1"}
         assert cluster.of_type(EventType.CONFIGURATION_RELOADED, result="allow")
+
+
+@pytest.mark.asyncio
+async def test_a_reload_leaves_an_external_vm_alone_which_is_proven_against_what_it_was_started_with() -> (
+    None
+):
+    cluster = Cluster(cluster_spec(node_spec("a", command=()), node_spec("b")))
+    async with cluster.supervisor.running():
+        process = cluster.fake(A).boot(None)
+        await cluster.states(a=NodeState.RUNNING, b=NodeState.RUNNING)
+        old = cluster.supervisor.spec
+        cluster.next_spec = replace(old, nodes=(replace(old.nodes[0], port=9999), old.nodes[1]))
+        answer = await cluster.supervisor.reload()
+        assert answer["restarted"] == []
+        assert "node is started anew" in cluster.log.getvalue()
+        cluster.fake(A).goodbye()
+        await cluster.states(a=NodeState.STOPPED)
+        cluster.fake(A).hello()
+        await cluster.states(a=NodeState.RUNNING)
+        assert process.signals == [] and cluster.fake(A).bound != 9999
+        cluster.fake(A).die(Exit())
+        await until(lambda: cluster.supervisor.nodes[A].process is None)
+        cluster.fake(A).boot(None)
+        await cluster.states(a=NodeState.RUNNING)
+        assert cluster.fake(A).bound == 9999
 
 
 @pytest.mark.asyncio

@@ -131,6 +131,9 @@ def test_following_as_json_is_one_object_a_line(orchestrator: Running, type_in: 
     orchestrator.close_bus()
     with_history = _follow(orchestrator, type_in, "--since", "2025-01-01")
     assert [event["id"] for event in with_history] == list(range(1, 16))
+    assert {event["schema"] for event in with_history} == {1}
+    whole = json.loads(type_in("events", "--json").stdout)["events"]
+    assert with_history == [{"schema": 1, **event} for event in whole], "else as in the one document"
     assert [event["id"] for event in _follow(orchestrator, type_in)] == list(range(6, 16))
 
 

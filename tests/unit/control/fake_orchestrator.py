@@ -40,7 +40,12 @@ class FakeOrchestrator:
         self.metrics = Metrics()
         self.asked: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
-        self.document: dict[str, Any] = {"schema": 1, "cluster": "demo", "nodes": [], "refusals": []}
+        self.document: dict[str, Any] = {
+            "schema": 1,
+            "cluster": "demo",
+            "nodes": [{"name": name, "state": "RUNNING"} for name in NODES],
+            "refusals": [],
+        }
 
     def status(self) -> dict[str, Any]:
         self._take("status")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
+import logging
 import socket
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from distsec.control.scrape import MetricsSite
+from distsec.control import scrape
+from distsec.control.scrape import MAX_CONNECTIONS, MetricsSite
 from distsec.errors import PortInUse
 from distsec.observe.metrics import Metrics
 
@@ -88,8 +94,6 @@ def test_hosts(listen: str, host: str, allowed: bool) -> None:
 
 @pytest.mark.asyncio
 async def test_a_request_without_a_host_is_refused(address: tuple[str, int]) -> None:
-    import asyncio
-
     reader, writer = await asyncio.open_connection(*address)
     writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
     async with asyncio.timeout(10):
@@ -114,7 +118,6 @@ async def test_an_ipv6_address_is_served() -> None:
         host, port = await site.start()
     except PortInUse:
         pytest.skip("this machine has no IPv6 loopback")
-    import asyncio
 
     def ask() -> int:
         connection = http.client.HTTPConnection(host, port, timeout=10)
@@ -125,3 +128,134 @@ async def test_an_ipv6_address_is_served() -> None:
 
     assert await asyncio.to_thread(ask) == 200
     await site.close()
+
+
+# ---- a local user who means harm ----------
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """What the site still says until it closes the connection, however it does that."""
+    with contextlib.suppress(ConnectionError):
+        return await reader.read()
+    return b""
+
+
+@pytest.mark.asyncio
+async def test_idle_connections_are_bounded_and_a_scrape_succeeds_once_they_are_dropped(
+    address: tuple[str, int],
+) -> None:
+    before = descriptors()
+    idle: list[socket.socket] = []
+    most = 0
+    began = time.monotonic()
+    try:
+        for _ in range(300):
+            idle.append(socket.create_connection(address, timeout=5))
+            await asyncio.sleep(0)
+            most = max(most, descriptors() - before - len(idle))
+        await asyncio.sleep(0.5)
+        assert descriptors() - before - len(idle) == MAX_CONNECTIONS
+        assert most <= MAX_CONNECTIONS + 1
+        while time.monotonic() - began < scrape.CONNECTION_SECONDS + 1.0:
+            with contextlib.suppress(aiohttp.ClientError):
+                assert (await get(address, "/metrics"))[0] == 200
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("no scrape was answered")
+        await asyncio.sleep(1.0)
+        assert descriptors() - before - len(idle) == 0
+    finally:
+        for one in idle:
+            one.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("begun", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: "])
+async def test_a_request_that_is_never_finished_ends_in_time(address: tuple[str, int], begun: bytes) -> None:
+    reader, writer = await asyncio.open_connection(*address)
+
+    async def drip() -> None:  # a byte now and then makes it no younger
+        writer.write(begun)
+        while begun:
+            await asyncio.sleep(0.5)
+            writer.write(b"x")
+
+    dripping = asyncio.create_task(drip())
+    async with asyncio.timeout(scrape.CONNECTION_SECONDS + 1.0):
+        assert await ended(reader) == b""
+    dripping.cancel()
+    writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_never_comes_and_an_answer_that_is_never_read_hold_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scrape, "CONNECTION_SECONDS", 0.5)
+    site = MetricsSite(lambda: b"x" * 32_000_000, ("127.0.0.1", 0))
+    address = await site.start()
+    before = descriptors()
+    _, body = await asyncio.open_connection(*address)
+    body.write(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+    unread = socket.create_connection(address)
+    unread.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.sleep(1.0)
+    assert descriptors() - before == 2, "only the ends of this test"
+    body.close()
+    unread.close()
+    await site.close()
+
+
+@pytest.mark.asyncio
+async def test_headers_are_bounded_and_nonsense_is_not_logged(
+    address: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for nonsense in (
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 6000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 6000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 100 + b"\r\n",
+        b"\x16\x03\x01\x00\x80\r\n\r\n",
+        b"GET /metrics HTTP/9.9.9\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(nonsense)
+        async with asyncio.timeout(2):
+            assert b" 400 " in (await ended(reader)).partition(b"\r\n")[0]
+        writer.close()
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+@pytest.mark.asyncio
+async def test_a_connection_serves_one_request(address: tuple[str, int]) -> None:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+    async with asyncio.timeout(2):
+        assert (await ended(reader)).count(b"HTTP/1.1 200") == 1
+    writer.close()
+
+
+@pytest.mark.asyncio
+async def test_where_descriptors_have_run_out_it_waits_and_goes_on(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrape, "RETRY_SECONDS", 0.05)
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, 0
+
+    async def fails(listener: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal failures
+        failures += 1
+        if failures < 5:
+            raise OSError(24, "Too many open files")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", fails)
+    assert (await get(address, "/metrics"))[0] == 200  # the accept(2) that was waiting already
+    assert (await get(address, "/metrics"))[0] == 200
+    assert failures >= 5

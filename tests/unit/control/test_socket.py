@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,26 @@ def test_commands_reach_the_orchestrator_with_checked_names(client: ControlClien
     client.nodes("stop", [], everything=True)
     client.allow("new@10.0.0.9", "spiffe://demo/node/10.0.0.9/new")
     client.deny("new@10.0.0.9")
-    assert server.fake.asked == [
+    assert [call for call in server.fake.asked if call != ("status",)] == [
         ("restart", [NODES[1], NODES[0]]),
         ("stop", list(NODES)),
         ("allow", "new@10.0.0.9", "spiffe://demo/node/10.0.0.9/new"),
         ("deny", "new@10.0.0.9", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("action", "chosen"), [("start", NODES[::2]), ("restart", NODES[::2]), ("stop", NODES[1:])]
+)
+def test_all_is_the_nodes_that_have_a_command_and_for_a_stop_those_that_run(
+    client: ControlClient, server: Running, action: str, chosen: tuple[str, ...]
+) -> None:
+    nodes = server.fake.spec.nodes
+    server.fake.spec = replace(server.fake.spec, nodes=(nodes[0], replace(nodes[1], command=()), nodes[2]))
+    states = zip(NODES, ["STOPPED", "RUNNING", "BACKOFF"], strict=True)
+    server.fake.document["nodes"] = [{"name": name, "state": state} for name, state in states]
+    assert client.nodes(action, [], everything=True)["nodes"] == list(chosen)
+    assert server.fake.asked[-1] == (action, list(chosen))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,14 @@ from distsec.observe.bus import Bus, Published
 
 
 def event(
-    number: int = 0, *, severity: Severity = Severity.WARNING, result: str | None = "deny"
+    number: int = 0,
+    *,
+    severity: Severity = Severity.WARNING,
+    result: str | None = "deny",
+    node: str = "a@h",
+    kind: EventType = EventType.UNAUTHORIZED_ACCESS,
 ) -> SecurityEvent:
-    return SecurityEvent(EventType.UNAUTHORIZED_ACCESS, severity, "a@h", float(number), result=result)
+    return SecurityEvent(kind, severity, node, float(number), result=result)
 
 
 def times(published: Sequence[Published]) -> list[float]:
@@ -85,6 +90,52 @@ def test_a_flood_of_refusals_evicts_no_violation() -> None:
     kept = bus.recent()
     assert kept[0].id == violation
     assert [published.id for published in kept] == sorted(published.id for published in kept)
+
+
+KINDS = {
+    "refusals": {"severity": Severity.WARNING, "result": "deny"},
+    "violations": {"severity": Severity.CRITICAL, "result": "deny"},
+    "links": {"severity": Severity.NOTICE, "result": "allow", "kind": EventType.LINK_UP},
+}
+
+
+@pytest.mark.parametrize("flood", KINDS)
+@pytest.mark.parametrize("kept", KINDS)
+def test_what_one_node_says_evicts_nothing_of_another_one(flood: str, kept: str) -> None:
+    bus = Bus(recent=12)
+    ids = [bus.publish(event(node=node, **KINDS[kept])) for node in ("b@h", "c@h", "b@h", "")]
+    for number in range(1000):
+        bus.publish(event(number, node="a@h", **KINDS[flood]))
+    recent = [published.id for published in bus.recent()]
+    assert set(ids) <= set(recent)
+    assert recent == sorted(recent)
+    assert len(recent) <= 12 + len(ids)
+    assert recent[-1] == bus.last_id, "the newest of who floods"
+
+
+def test_a_flood_of_links_evicts_no_violation_of_the_same_node() -> None:
+    bus = Bus(recent=10)
+    violation = bus.publish(event(severity=Severity.CRITICAL))
+    for number in range(1000):
+        bus.publish(event(number, **KINDS["links"]))
+    assert bus.recent()[0].id == violation
+
+
+def test_a_node_that_comes_late_gets_its_share_of_a_ring_that_is_full() -> None:
+    bus = Bus(recent=10)
+    for number in range(100):
+        bus.publish(event(number, node="a@h"))
+    for number in range(100):
+        bus.publish(event(number, node="b@h"))
+    nodes = [published.event.node for published in bus.recent()]
+    assert (nodes.count("a@h"), nodes.count("b@h")) == (5, 5)
+
+
+def test_more_nodes_than_room_keep_the_newest() -> None:
+    bus = Bus(recent=10)
+    for number in range(100):
+        bus.publish(event(number, node=f"n{number}@h"))
+    assert times(bus.recent()) == [float(number) for number in range(90, 100)]
 
 
 def test_recent_events_are_chosen_by_time_id_and_number() -> None:

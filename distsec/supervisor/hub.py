@@ -1,0 +1,28 @@
+"""What a node needs of its supervisor, as an interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from distsec.model.cluster import ClusterSpec
+from distsec.observe.bus import Bus
+from distsec.observe.metrics import Metrics
+from distsec.supervisor.machine import Machine
+from distsec.supervisor.policy import PolicyDesk
+
+
+class Hub(Protocol):
+    """See supervisor.Supervisor."""
+
+    spec: ClusterSpec
+    machine: Machine
+    bus: Bus
+    metrics: Metrics
+    starts: asyncio.Semaphore
+
+    @property
+    def desk(self) -> PolicyDesk: ...
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None: ...
+    def note(self, level: str, text: str, **fields: Any) -> None: ...
