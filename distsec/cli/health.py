@@ -16,6 +16,10 @@ AT_REST = frozenset({Why.OPERATOR, Why.EXITED})
 """Why a node may well be STOPPED: it was told to, or its restart policy lets it end."""
 
 
+MAX_LINKS_NAMED = 10
+"""Of a node's links that are not allowed: one that lies could bury what the others say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """One sentence for each thing that is wrong. Refusals are none: they are what the guard is for."""
@@ -44,10 +48,12 @@ def _violations(node: Mapping[str, Any]) -> Iterator[str]:
     name = node.get("name")
     if _guard_not_in_force(node):
         yield f"{name}: its guard is not in force ({_why(node)})"
-    for link in node.get("links", []):
-        if link.get("verdict") != Verdict.ALLOW:
-            reason = link.get("reason") or Reason.UNLISTED_LINK
-            yield f"{name}: a link with {link.get('peer')} is up and not allowed ({reason})"
+    refused = [link for link in node.get("links", []) if link.get("verdict") != Verdict.ALLOW]
+    for link in refused[:MAX_LINKS_NAMED]:
+        reason = link.get("reason") or Reason.UNLISTED_LINK
+        yield f"{name}: a link with {link.get('peer')} is up and not allowed ({reason})"
+    if len(refused) > MAX_LINKS_NAMED:
+        yield f"{name}: {len(refused) - MAX_LINKS_NAMED} more links are up and not allowed"
 
 
 def _degraded(node: Mapping[str, Any], wanted_generation: object) -> Iterator[str]:

@@ -31,6 +31,10 @@ _SOON_SECONDS = 14 * 86400
 """A certificate that expires within this is shown as uneasy."""
 
 
+MAX_LINKS_SHOWN = 200
+"""Of each node, those that are not allowed first: a node may claim any number."""
+
+
 def view(status: Mapping[str, Any], health: Health, now: float) -> RenderableType:
     """The whole of it; `now` is Unix seconds."""
     return Group(*_parts(status, health, now))
@@ -109,11 +113,14 @@ def _links(nodes: list[Mapping[str, Any]], cluster: object, now: float) -> Table
         "LINKS OF / WITH", "DIR", "HIDDEN", "TLS", "EXPIRES", "UP", "VERDICT", fold=("LINKS OF / WITH",)
     )
     for node in nodes:
-        links = node.get("links", [])
+        links = sorted(node.get("links", []), key=lambda link: link.get("verdict") == Verdict.ALLOW)
         if links:
             table.add_row(Text(words.shown(node.get("name"))))
-        for link in links:
+        for link in links[:MAX_LINKS_SHOWN]:
             table.add_row(*_link(link, cluster, now))
+        if len(links) > MAX_LINKS_SHOWN:
+            more = f"{len(links) - MAX_LINKS_SHOWN} more: distsec status --json"
+            table.add_row(Padding(Text(more, FAINT), (0, 0, 0, 2)))
     return table
 
 

@@ -108,7 +108,7 @@ def agent_connected(status: NodeStatus, event: Event, now: float, chance: float)
         return status, ()
     attempt = status.attempt + 1
     return (
-        replace(status, agent=True, attempt=attempt, proven=False, unclear=False),
+        replace(status, agent=True, attempt=attempt, proven=False, unclear=False, unanswered=False),
         (Publish(EventType.AGENT_CONNECTED, Severity.INFO), Probe(attempt)),
     )
 
@@ -164,7 +164,8 @@ def unclear(status: NodeStatus, event: Event, now: float, chance: float) -> Resu
     if event.attempt != status.attempt or not status.agent:
         return status, ()
     retry = now + PROOF_RETRY_SECONDS * (1 if status.state is NodeState.STARTING else 8)
-    return replace(status, unclear=True, detail=event.what), (ScheduleTick(retry),)
+    after = replace(status, unclear=True, unanswered=event.unanswered, detail=event.what)
+    return after, (ScheduleTick(retry),)
 
 
 def disproven(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
@@ -216,6 +217,10 @@ def _doom(status: NodeStatus, why: Why, text: str, now: float) -> Result:
 
 def tick_starting(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
     if status.due is not None and now >= status.due:
+        if (
+            status.agent and status.unanswered
+        ):  # it stays STARTING, and is asked again for as long as it takes
+            return _probe_again(replace(status, due=now + status.rules.start_deadline_seconds))
         what = status.detail or ("the guard is not proven" if status.agent else "no hello from its agent")
         text = f"{what} within {status.rules.start_deadline_seconds:g} s"
         return _doom(status, Why.CARRIER_NOT_IN_FORCE, text, now)

@@ -74,6 +74,7 @@ class NodeStatus:
     proven: bool = False  # whether the last proof of its guard succeeded (RUNNING: a re-proof may be pending)
     attempt: int = 0  # number of the proof that was asked for last; a result with another number is stale
     unclear: bool = False  # the last proof settled nothing and is to be tried again
+    unanswered: bool = False  # of that proof all agreed but the probe of the port, which had no answer
     due: float | None = None  # when Tick has something to do
     stage: StopStage | None = None
     then: Then = Then.STOPPED
@@ -146,10 +147,15 @@ class GuardProven:
 
 @dataclass(frozen=True, slots=True)
 class GuardUnclear:
-    """Nothing speaks against the guard, but it is not proven yet; to be tried again."""
+    """Nothing speaks against the guard, but it is not proven yet; to be tried again.
+
+    `unanswered`: hello, sockets and digests agree, and the port gave the probe no answer. Whoever reaches the
+    port can bring that about by keeping it busy, so it is no reason to end a node.
+    """
 
     attempt: int
     what: str
+    unanswered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class EventType(StrEnum):
     AGENT_CONNECTED = "AgentConnected"
     AGENT_LOST = "AgentLost"
     AGENT_REFUSED = "AgentRefused"  # a connection to the agent socket that was dropped, and why
+    POLICY_CHANGED = "PolicyChanged"  # an operator allowed or denied `peer`
     POLICY_APPLIED = "PolicyApplied"
     EVENTS_DROPPED = "EventsDropped"
     CONFIGURATION_RELOADED = "ConfigurationReloaded"

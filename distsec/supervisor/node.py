@@ -240,7 +240,7 @@ class ManagedNode:
         )
 
     def _after_change(self) -> None:
-        if self.status.state is not NodeState.STARTING:
+        if self.status.state is not NodeState.STARTING or self.status.unanswered:
             self._give_back_slot()
         if self.status.pid is None:
             self.hub.desk.node_gone(self.name)
@@ -266,7 +266,7 @@ class ManagedNode:
             case Judgement.PROVEN:
                 self.feed(life.GuardProven(attempt))
             case Judgement.UNCLEAR:
-                self.feed(life.GuardUnclear(attempt, verdict.what))
+                self.feed(life.GuardUnclear(attempt, verdict.what, verdict.unanswered))
             case Judgement.DISPROVEN:
                 self.feed(life.GuardDisproven(attempt, verdict.what))
 

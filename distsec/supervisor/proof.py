@@ -28,10 +28,11 @@ class Judgement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`what` says why it is not proven; one line."""
+    """`what` says why it is not proven; one line. `unanswered`: see core.node_status.GuardUnclear."""
 
     judgement: Judgement
     what: str = ""
+    unanswered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def judge_probe(carrier: Carrier, seen: ProbeResult) -> Verdict:
     if carrier is Carrier.INET_TCP:
         if seen.plaintext_distribution:
             return PROVEN
-        return Verdict(Judgement.UNCLEAR, f"its port did not answer the probe ({seen.error or 'no word'})")
+        why = f"its port did not answer the probe ({seen.error or 'no word'})"
+        return Verdict(Judgement.UNCLEAR, why, unanswered=True)
     if seen.plaintext_distribution:
         return Verdict(Judgement.DISPROVEN, "its port answers a distribution handshake in plaintext")
     if seen.mutual_tls_only:
@@ -85,7 +87,8 @@ def judge_probe(carrier: Carrier, seen: ProbeResult) -> Verdict:
         return Verdict(Judgement.DISPROVEN, "its port lets in a stranger without a certificate")
     if seen.tls12_refused is False:
         return Verdict(Judgement.DISPROVEN, "its port speaks TLS 1.2")
-    return Verdict(Judgement.UNCLEAR, f"the probe of its port settled nothing ({seen.error or 'no verdict'})")
+    why = f"the probe of its port settled nothing ({seen.error or 'no verdict'})"
+    return Verdict(Judgement.UNCLEAR, why, unanswered=True)
 
 
 def _differences(expected: Expected, snapshot: Snapshot) -> Iterable[str]:

@@ -8,12 +8,16 @@ import asyncio
 import contextlib
 import os
 import pwd
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from distsec.core import node_status as life
-from distsec.errors import CommandFailed, DistsecError, NotFound, Unavailable, UsageError
+from distsec.errors import CommandFailed, DistsecError, NotAcknowledged, NotFound, Unavailable, UsageError
 from distsec.model.cluster import ClusterSpec, NodeState
+from distsec.model.events import EventType, SecurityEvent, Severity
+from distsec.model.names import MAX_NAME_BYTES
+from distsec.model.policy import Verdict
 from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.log import Logger, log_line
@@ -220,16 +224,48 @@ class Supervisor:
         await self._all_running(nodes)
 
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
-        """See PolicyDesk.allow."""
+        """See PolicyDesk.allow. UsageError where `identity` would lock out a node that is managed here."""
         self._refuse_if_ending()
-        return await self.desk.allow(name, identity)
+        managed = self.spec.node(name)
+        if managed is not None and identity not in {None, managed.name.identity(self.spec.name)}:
+            raise UsageError(
+                f"{name} is managed here and has the identity {managed.name.identity(self.spec.name)}",
+                do="leave --identity out",
+            )
+        return await self._told(Verdict.ALLOW, name, identity, self.desk.allow(name, identity))
 
     async def deny(self, name: str, compromised: bool) -> dict[str, Any]:
         """See PolicyDesk.deny. Re-keying (`compromised`) is refused: it is not built yet."""
         if compromised:
             raise UsageError("deny --compromised is not built yet: nothing would be re-keyed")
         self._refuse_if_ending()
-        return await self.desk.deny(name)
+        return await self._told(Verdict.DENY, name, None, self.desk.deny(name))
+
+    async def _told(
+        self, verdict: Verdict, name: str, identity: str | None, change: Awaitable[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Does it, and has it on record who was to be let in or kept out, and how that ended."""
+        ended = "not done"
+        try:
+            answer = await change
+            ended = f"policy generation {answer['generation']}"
+        except NotAcknowledged as error:
+            ended = str(error)
+            raise
+        finally:
+            self.bus.publish(
+                SecurityEvent(
+                    EventType.POLICY_CHANGED,
+                    Severity.NOTICE,
+                    "",
+                    time.time(),
+                    peer=name[:MAX_NAME_BYTES],
+                    result=str(verdict),
+                    identity=identity,
+                    detail=ended,
+                )
+            )
+        return answer
 
     async def reload(self) -> dict[str, Any]:
         """Re-reads the configuration and applies the difference; denials come first.

@@ -164,6 +164,7 @@ settled(Node, Link0, Session, State) ->
             details(Node, Link, Session),
             State;
         {deny, _, _} ->
+            distsec_count:refusal(way(Link), unlisted_link),
             distsec_report:critical(violation, #{link => Link}),
             kick(Node, State)
     end.
@@ -237,6 +238,9 @@ judged(Link, {allow, Rule}) ->
     Link#{verdict => allow, reason => undefined, rule => Rule};
 judged(Link, {deny, Reason, Rule}) ->
     Link#{verdict => deny, reason => Reason, rule => Rule}.
+
+way(#{direction := out}) -> out;
+way(_) -> in.
 
 count(#{direction := out}, Decision, Took) ->
     distsec_count:check(link_out, element(1, Decision), Took);

@@ -118,6 +118,29 @@ def test_a_proof_that_stays_unclear_is_tried_again_and_fatal_at_the_deadline() -
     assert "nothing listens" in story.status.detail
 
 
+def test_a_port_that_somebody_keeps_from_answering_ends_no_node() -> None:
+    """All else agrees; a stranger with idle connections could otherwise have any node stopped."""
+    story = Story(start_deadline_seconds=30.0)
+    story.then(life.Adopted(PID))
+    story.then(life.AgentConnected(PID))
+    for _ in range(5):
+        story.then(life.GuardUnclear(story.status.attempt, "no answer in time", unanswered=True))
+        assert story.then(life.Tick(), 40) is NodeState.STARTING
+        assert story.effects == [life.Probe(story.status.attempt)]
+    assert story.then(life.GuardProven(story.status.attempt)) is NodeState.RUNNING
+
+
+def test_a_hello_that_does_not_come_again_is_waited_for_until_the_deadline_only() -> None:
+    story = Story(start_deadline_seconds=30.0)
+    story.then(life.Adopted(PID))
+    story.then(life.AgentConnected(PID))
+    story.then(life.GuardUnclear(story.status.attempt, "no answer in time", unanswered=True))
+    story.then(life.AgentLost())
+    story.then(life.Tick(), 31)
+    story.die(0)
+    assert (story.status.state, story.status.why) == (NodeState.FATAL, Why.CARRIER_NOT_IN_FORCE)
+
+
 @pytest.mark.parametrize("running", [False, True])
 def test_a_guard_that_is_not_in_force_is_killed_soon_and_never_restarted(running: bool) -> None:
     story = Story(restart=RestartPolicy.ALWAYS)
@@ -353,7 +376,7 @@ EVENTS = st.one_of(
     st.builds(life.AgentConnected, _pids),
     st.builds(life.AgentLost),
     st.builds(life.GuardProven, _attempts),
-    st.builds(life.GuardUnclear, _attempts, st.just("x")),
+    st.builds(life.GuardUnclear, _attempts, st.just("x"), st.booleans()),
     st.builds(life.GuardDisproven, _attempts, st.just("x")),
     st.builds(life.GuardRefused, st.just("x"), st.just("y")),
     st.builds(life.ForbiddenFlagFound, _pids, st.just("x")),

@@ -532,6 +532,28 @@ async def test_a_denial_that_is_not_acknowledged_stays_and_says_by_whom() -> Non
 
 
 @pytest.mark.asyncio
+async def test_what_an_operator_allowed_or_denied_is_on_record_with_how_it_ended() -> None:
+    async with up("a", "b") as cluster:
+        await cluster.supervisor.deny(A, False)
+        cluster.fake(B).answers = False
+        with pytest.raises(NotAcknowledged):
+            await cluster.supervisor.allow(A, None)
+        told = [event for event in cluster.events if event.type is EventType.POLICY_CHANGED]
+        assert [(event.peer, event.result) for event in told] == [(A, "deny"), (A, "allow")]
+        assert "generation" in str(told[0].detail)
+        assert "rolled back" in str(told[1].detail)
+
+
+@pytest.mark.asyncio
+async def test_an_identity_that_would_lock_a_managed_node_out_is_refused() -> None:
+    async with up("a", "b") as cluster:
+        policies = len(cluster.fake(B).policies)
+        with pytest.raises(UsageError, match="managed here"):
+            await cluster.supervisor.allow(A, "spiffe://demo/node/127.0.0.1/evil")
+        assert len(cluster.fake(B).policies) == policies
+
+
+@pytest.mark.asyncio
 async def test_a_denial_that_cannot_be_saved_changes_nothing() -> None:
     async with up("a") as cluster:
         cluster.machine.save_error = StoreError("the disk is full")

@@ -260,3 +260,13 @@ def test_words() -> None:
     assert words.tls_version("tlsv1.3") == words.tls_version("TLS 1.3") == "1.3"
     assert words.identity("spiffe://demo/node/h/x", "demo") == "node/h/x"
     assert words.identity("spiffe://other/node/h/x", "demo") == "spiffe://other/node/h/x"
+
+
+def test_a_node_that_claims_thousands_of_links_buries_nobody_else() -> None:
+    link = {"peer": "x@127.0.0.1", "verdict": "deny", "reason": "not_allowed"}
+    node = {"name": "a@127.0.0.1", "state": "RUNNING", "agent": "connected"}
+    document = {"nodes": [{**node, "links": [link] * 4096}, {**node, "name": "b@127.0.0.1", "links": [link]}]}
+    health = assess(document)
+    assert len(health.violations) == 10 + 1 + 1
+    assert "4086 more" in health.violations[10]
+    assert health.violations[11].startswith("b@127.0.0.1")
