@@ -67,7 +67,7 @@ def start(status: NodeStatus, event: Event, now: float, chance: float) -> Result
 def _launch(status: NodeStatus) -> Result:
     fresh = replace(
         status, state=NodeState.STARTING, pid=None, agent=False, proven=False, due=None, stage=None,
-        then=Then.STOPPED, started=None, why=None, detail="",
+        then=Then.STOPPED, started=None, why=None, detail="", overdue=False,
     )  # fmt: skip
     return fresh, (StartProcess(),)
 
@@ -88,7 +88,7 @@ def adopted(status: NodeStatus, event: Event, now: float, chance: float) -> Resu
     due = now + status.rules.start_deadline_seconds
     after = replace(
         status, state=NodeState.STARTING, pid=event.pid, started=now, due=due, agent=False, proven=False,
-        stage=None, then=Then.STOPPED, why=None, detail="",
+        stage=None, then=Then.STOPPED, why=None, detail="", overdue=False,
     )  # fmt: skip
     return after, ()
 
@@ -154,8 +154,9 @@ def proven(status: NodeStatus, event: Event, now: float, chance: float) -> Resul
     if event.attempt != status.attempt or not status.agent:
         return status, ()
     return replace(
-        status, state=NodeState.RUNNING, proven=True, unclear=False, due=None, why=None, detail=""
-    ), ()
+        status, state=NodeState.RUNNING, proven=True, unclear=False, unanswered=False, overdue=False,
+        due=None, why=None, detail="",
+    ), ()  # fmt: skip
 
 
 def unclear(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
@@ -220,7 +221,8 @@ def tick_starting(status: NodeStatus, event: Event, now: float, chance: float) -
         if (
             status.agent and status.unanswered
         ):  # it stays STARTING, and is asked again for as long as it takes
-            return _probe_again(replace(status, due=now + status.rules.start_deadline_seconds))
+            due = now + status.rules.start_deadline_seconds
+            return _probe_again(replace(status, due=due, overdue=True))
         what = status.detail or ("the guard is not proven" if status.agent else "no hello from its agent")
         text = f"{what} within {status.rules.start_deadline_seconds:g} s"
         return _doom(status, Why.CARRIER_NOT_IN_FORCE, text, now)

@@ -75,6 +75,7 @@ class NodeStatus:
     attempt: int = 0  # number of the proof that was asked for last; a result with another number is stale
     unclear: bool = False  # the last proof settled nothing and is to be tried again
     unanswered: bool = False  # of that proof all agreed but the probe of the port, which had no answer
+    overdue: bool = False  # STARTING beyond its deadline, because the proof is unanswered
     due: float | None = None  # when Tick has something to do
     stage: StopStage | None = None
     then: Then = Then.STOPPED

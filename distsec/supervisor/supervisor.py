@@ -306,16 +306,23 @@ class Supervisor:
         node.feed(life.StartRequested())
 
     async def _all_running(self, nodes: list[ManagedNode]) -> None:
-        await self._settled([node for node in nodes if node.spec.command], {NodeState.RUNNING, *_AT_REST})
-        for node in nodes:
+        awaited = [node for node in nodes if node.spec.command]
+        await self._settled(awaited, {NodeState.RUNNING, *_AT_REST})
+        for node in awaited:
             status = node.status
-            if node.spec.command and status.state is not NodeState.RUNNING:
+            if status.state is not NodeState.RUNNING:
+                why = status.why or "not proven yet"
                 raise CommandFailed(
-                    f"{node.name} is {status.state} ({status.why}: {escape(status.detail, 1024)})",
+                    f"{node.name} is {status.state} ({why}: {escape(status.detail, 1024)})",
                     do="see `distsec events` and its log",
                 )
 
     @staticmethod
     async def _settled(nodes: Iterable[ManagedNode], states: Iterable[NodeState]) -> None:
+        """Waits until each is in one of `states`, or is STARTING for longer than it may take."""
         wanted = frozenset(states)
-        await asyncio.gather(*(node.until(lambda status: status.state in wanted) for node in nodes))
+
+        def settled(status: life.NodeStatus) -> bool:
+            return status.state in wanted or (status.state is NodeState.STARTING and status.overdue)
+
+        await asyncio.gather(*(node.until(settled) for node in nodes))

@@ -127,7 +127,9 @@ def test_a_port_that_somebody_keeps_from_answering_ends_no_node() -> None:
         story.then(life.GuardUnclear(story.status.attempt, "no answer in time", unanswered=True))
         assert story.then(life.Tick(), 40) is NodeState.STARTING
         assert story.effects == [life.Probe(story.status.attempt)]
+        assert story.status.overdue  # who waits for it to run is told
     assert story.then(life.GuardProven(story.status.attempt)) is NodeState.RUNNING
+    assert not story.status.overdue
 
 
 def test_a_hello_that_does_not_come_again_is_waited_for_until_the_deadline_only() -> None:

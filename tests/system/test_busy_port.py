@@ -1,0 +1,61 @@
+"""A stranger who keeps a node's port busy delays its proof, and has nobody stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+from tests.releases import Otp
+from tests.system.cluster import HOST, Cluster
+
+CONNECTIONS = 40
+"""OTP 27 and later take as many pending handshakes as they have schedulers; the rest queue behind them."""
+
+
+@contextlib.contextmanager
+def idle_connections(port: int) -> Iterator[None]:
+    """Connections that say nothing, made anew whenever OTP gives up on one (net_setuptime, 7 s)."""
+    end = threading.Event()
+
+    def hold() -> None:
+        while not end.is_set():
+            with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=5) as idle:
+                idle.settimeout(0.2)
+                while not end.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        if not idle.recv(1):
+                            break
+
+    threads = [threading.Thread(target=hold, daemon=True) for _ in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join(10)
+
+
+def test_a_busy_port_keeps_an_adopted_node_from_its_proof_and_not_from_its_life(
+    otps: tuple[Otp, ...], make_cluster: Callable[..., Cluster]
+) -> None:
+    cluster = make_cluster(otps[-1], ["a"])
+    cluster.settings["cluster"]["start_deadline_seconds"] = 6
+    cluster.start()
+    pid = cluster.pid("a")
+    cluster.kill()
+    with idle_connections(cluster.port("a")):
+        cluster.run()
+        cluster.wait_states(a="STARTING")
+        told = cluster.distsec("start", "a@127.0.0.1", check=False)
+        assert told.returncode == 70
+        assert "not proven yet" in told.stderr and "probe" in told.stderr
+        status = cluster.status_of("a")
+        assert (status["state"], status["pid"], status["agent"]) == ("STARTING", pid, "connected")
+        assert cluster.distsec("status", check=False).returncode == 1
+    cluster.wait_running()
+    assert cluster.pid("a") == pid
+    assert not cluster.events("NodeStopped")
