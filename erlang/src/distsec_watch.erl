@@ -164,8 +164,9 @@ settled(Node, Link0, Session, State) ->
             details(Node, Link, Session),
             State;
         {deny, _, _} ->
+            %% One direction for the event and the count, or they would be counted as two.
             distsec_count:refusal(way(Link), unlisted_link),
-            distsec_report:critical(violation, #{link => Link}),
+            distsec_report:critical(violation, #{link => Link#{direction := way(Link)}}),
             kick(Node, State)
     end.
 
