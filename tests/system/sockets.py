@@ -48,7 +48,7 @@ class SocketWatch:
             thread.join(30)
         if self.failure is not None:
             raise self.failure
-        assert self.looks > 2, f"only {self.looks} looks: the machine is too busy to see anything"
+        assert self.looks > 10, f"only {self.looks} looks: the machine is too busy to see anything"
 
     def of(self, node: str) -> set[Seen]:
         """What was seen of a node, by its full name."""
