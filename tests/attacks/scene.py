@@ -126,7 +126,7 @@ class Scene:
         self.settle()
         self.nodeups()
         self.erl("persistent_term:erase(test_harmed)")
-        self._log_read = len(self._log())
+        self._log_read = len(self.cluster.orchestrator_lines())
         self._before = self.series()
 
     def settle(self) -> None:
@@ -195,12 +195,9 @@ class Scene:
 
     # ---- what the operator has of it
 
-    def _log(self) -> list[str]:
-        return self.cluster.orchestrator_log.read_text(errors="replace").splitlines()
-
     def log(self) -> list[dict[str, Any]]:
         """The log since the test began."""
-        return [json.loads(line) for line in self._log()[self._log_read :]]
+        return [json.loads(line) for line in self.cluster.orchestrator_lines()[self._log_read :]]
 
     def denials(self) -> list[dict[str, Any]]:
         """Events of a peer that was kept out or thrown out, each once; a flood's are in `denied`."""

@@ -251,21 +251,23 @@ class Cluster:
         """The JSON lines of all orchestrators so far of this kind that have these fields, oldest first."""
         wanted["event"] = kind
         found = []
-        for line in self._log_lines():
+        for line in self.orchestrator_lines():
             with contextlib.suppress(json.JSONDecodeError):
                 event = json.loads(line)
                 if isinstance(event, dict) and all(event.get(key) == value for key, value in wanted.items()):
                     found.append(event)
         return found
 
-    def _log_lines(self) -> list[str]:
+    def orchestrator_lines(self) -> list[str]:
+        """The whole lines that all orchestrators so far have printed; one that is being written is not among them."""
         if not self.orchestrator_log.exists():
             return []
-        return self.orchestrator_log.read_text(errors="replace").splitlines()
+        text = self.orchestrator_log.read_text(errors="replace")
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def story(self, lines: int = 40) -> str:
         """The end of the orchestrator's and each node's log, for the text of a failure."""
-        logs = {"orchestrator": "\n".join(self._log_lines()), **{name: self.log(name) for name in self.names}}
+        logs = {"orchestrator": "\n".join(self.orchestrator_lines()), **{name: self.log(name) for name in self.names}}
         return "".join(
             f"\n---- {name}\n" + "\n".join(text.splitlines()[-lines:]) for name, text in logs.items() if text
         )
