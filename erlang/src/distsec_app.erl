@@ -29,6 +29,7 @@ hold() ->
     process_flag(trap_exit, true),
     ok = distsec_ring:new(),
     ok = distsec_links:new(),
+    ok = distsec_attempts:new(),
     receive {ready, Boot} -> Boot ! {self(), ready} end,
     hold(start()).
 

@@ -7,7 +7,7 @@
 -include_lib("kernel/include/net_address.hrl").
 
 -export([new/0, remember/3, session/1, own_session/0, sweep/0, end_sessions/1]).
--export([put/2, take/1, find/1, all/0, describe/2, tls_details/1]).
+-export([put/2, take/1, find/1, all/0, shown/1, describe/2, tls_details/1, cipher/1]).
 
 -export_type([link/0]).
 
@@ -65,8 +65,8 @@ own_session() ->
 %% linked with net_kernel too, which owns none and may be too busy to be asked.
 -spec carrying(node()) -> {ok, address(), map()} | error.
 carrying(Node) ->
-    case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
-        {_, Controller} when is_pid(Controller) ->
+    case controller(Node) of
+        Controller when is_pid(Controller) ->
             case process_info(Controller, links) of
                 {links, Links} ->
                     first(lists:flatmap(fun owned_by/1, Links -- [whereis(net_kernel)]));
@@ -74,6 +74,12 @@ carrying(Node) ->
             end;
         _ ->
             error
+    end.
+
+controller(Node) ->
+    case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
+        {_, Controller} -> Controller;
+        false -> undefined
     end.
 
 owned_by(Owner) when is_pid(Owner) ->
@@ -134,27 +140,44 @@ find(Node) ->
 all() ->
     [Link || {_, Link} <- ets:tab2list(?LINKS)].
 
+%% What is told of a link (docs/port-protocol.md).
+-spec shown(link()) -> link().
+shown(Link) ->
+    maps:with([peer, address, identity, issuer, serial, not_after, direction, hidden, tls_version, cipher,
+               since_ms, verdict, reason, rule], Link).
+
 %% What can be said at once of a link that just came up; docs/port-protocol.md, `Link`.
 -spec describe(node(), hidden | visible) -> {link(), Session :: map() | undefined}.
 describe(Node, NodeType) ->
-    {Address, Found} = case carrying(Node) of
-                           {ok, PeerAddress, Carrying} ->
-                               {PeerAddress, {ok, Carrying}};
-                           error ->
-                               InTable = dist_address(Node),
-                               {InTable, session(InTable)}
-                       end,
+    {Address, Found} = known(Node),
     Base = #{peer => atom_to_binary(Node, utf8), address => distsec_report:address(Address),
              hidden => NodeType =:= hidden, since_ms => distsec_report:now_ms(),
              tls_version => undefined, cipher => undefined},
     case Found of
         {ok, Session} ->
-            {maps:merge(Base, maps:with([identity, issuer, serial, not_after, direction], Session)),
+            {maps:merge(Base, maps:with([identity, identities, names, issuer, serial, not_after,
+                                         direction, tls_version, cipher], Session)),
              Session};
         error ->
-            {Base#{identity => undefined, issuer => undefined, serial => undefined,
+            {Base#{identity => undefined, identities => [], names => [], issuer => undefined, serial => undefined,
                    not_after => undefined, direction => direction(Address)},
              undefined}
+    end.
+
+%% The carrier knows each of its links by its controller, exactly and at once; of those of the stock
+%% carrier the session is found.
+known(Node) ->
+    case distsec_attempts:of_controller(controller(Node)) of
+        {ok, #{address := Address} = Attempt} ->
+            {Address, {ok, Attempt}};
+        error ->
+            case carrying(Node) of
+                {ok, Address, Session} ->
+                    {Address, {ok, Session}};
+                error ->
+                    InTable = dist_address(Node),
+                    {InTable, session(InTable)}
+            end
     end.
 
 %% Without a session (cookies only): who is dialled is known by its port, the others dialled.
@@ -203,6 +226,8 @@ tls_details(#{process := Pid}) ->
 tls_details(undefined) ->
     #{}.
 
+%% The name of a suite as ssl describes it.
+-spec cipher(term()) -> binary() | undefined.
 cipher(#{} = Suite) ->
     try unicode:characters_to_binary(ssl:suite_to_str(Suite)) catch error:_ -> undefined end;
 cipher(_) ->

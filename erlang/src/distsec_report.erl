@@ -4,6 +4,10 @@
 
 -export([refusal/3, critical/2, now_ms/0, address/1, text/1]).
 
+-export_type([endpoint/0]).
+
+-type endpoint() :: {inet:ip_address(), inet:port_number()} | undefined.
+
 -define(MAX_TEXT, 255).
 
 %% A handshake that did not become a link. Fields: address, identity, serial, claimed, rule, detail.

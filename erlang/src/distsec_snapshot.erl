@@ -25,11 +25,7 @@ take() ->
 links() ->
     {Denied, Allowed} = lists:partition(fun(#{verdict := Verdict}) -> Verdict =:= deny end,
                                         distsec_links:all()),
-    [maps:with(fields(), Link) || Link <- lists:sublist(Denied ++ Allowed, ?MAX_LINKS)].
-
-fields() ->
-    [peer, address, identity, issuer, serial, not_after, direction, hidden, tls_version, cipher,
-     since_ms, verdict, reason, rule].
+    [distsec_links:shown(Link) || Link <- lists:sublist(Denied ++ Allowed, ?MAX_LINKS)].
 
 -spec heartbeat() -> map().
 heartbeat() ->

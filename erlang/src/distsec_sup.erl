@@ -12,4 +12,4 @@ start_link() ->
 init([]) ->
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
           [#{id => Module, start => {Module, start_link, []}, shutdown => 1000}
-           || Module <- [distsec_watch, distsec_connect, distsec_agent]]}}.
+           || Module <- [distsec_attempts, distsec_watch, distsec_connect, distsec_agent]]}}.

@@ -8,17 +8,22 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([verify/3, peer_of_self/0, reported/0]).
+-export([verify/3, session/1, peer_of_self/0, reported/0]).
 
 -define(REPORTED, '$distsec_reported').
 
+%% With the stock carrier State is what the optfile says, the role. The carrier adds `attempt`, the number
+%% of the attempt in distsec_attempts: it has the address and, where we dialled, the name; or `selfcheck`,
+%% a process that is told whom the other side is and decides itself (distsec_selfcheck).
+-type state() :: #{role := server | client, attempt => distsec_attempts:id(), selfcheck => pid()}.
+
 %% Called by public_key:pkix_path_validation/3. {fail, _} ends the handshake with an alert
 %% (the `{failure, _}` of some documentation does nothing).
--spec verify(#'OTPCertificate'{}, term(), #{role := server | client}) ->
+-spec verify(#'OTPCertificate'{}, term(), state()) ->
           {valid, map()} | {unknown, map()} | {fail, term()}.
-verify(Certificate, {bad_cert, Bad}, #{role := Role}) ->
+verify(Certificate, {bad_cert, Bad}, State) ->
     Identity = distsec_identity:of_certificate(Certificate),
-    refuse(Role, bad_certificate(Bad, Identity), Identity, #{detail => distsec_report:text(Bad)});
+    refuse(State, bad_certificate(Bad, Identity), Identity, #{detail => distsec_report:text(Bad)});
 verify(_Certificate, {extension, _}, State) ->
     {unknown, State};
 verify(_Certificate, valid, State) ->
@@ -26,14 +31,33 @@ verify(_Certificate, valid, State) ->
 verify(Certificate, valid_peer, #{role := Role} = State) ->
     Identity = distsec_identity:of_certificate(Certificate),
     case distsec_identity:usage_fits(Certificate, peer_role(Role)) of
-        true -> by_policy(Role, Identity, State);
-        false -> refuse(Role, key_usage, Identity, #{})
+        true -> by_policy(State, Identity);
+        false -> refuse(State, key_usage, Identity, #{})
     end.
 
-by_policy(Role, #{serial := Serial, not_after := NotAfter, identities := Identities} = Identity,
-          State) ->
+by_policy(#{selfcheck := Checker, role := Role} = State, Identity) ->
+    Checker ! {distsec_selfcheck, Role, Identity},
+    {valid, State};
+by_policy(#{attempt := Id} = State, Identity) ->
+    distsec_attempts:learn(Id, session(Identity)),
+    case distsec_attempts:facts(Id) of
+        undefined ->
+            {fail, {distsec, closed}};
+        Facts ->
+            case distsec_gate:decide(Id, Facts) of
+                {allow, Rule} ->
+                    distsec_attempts:learn(Id, #{rule => Rule}),
+                    distsec_attempts:stage(Id, admitted),
+                    {valid, State};
+                {deny, Reason, Rule} ->
+                    refuse(State, Reason, Identity, #{rule => Rule})
+            end
+    end;
+by_policy(#{role := Role} = State,
+          #{serial := Serial, not_after := NotAfter, identities := Identities} = Identity) ->
     Started = erlang:monotonic_time(),
     Decision = distsec_policy:decide(#{direction => direction(Role), identities => Identities,
+                                       names => maps:get(names, Identity, []), live => 0,
                                        serial => Serial, not_after => NotAfter,
                                        name => undefined, hidden => undefined,
                                        now => os:system_time(second)},
@@ -44,10 +68,22 @@ by_policy(Role, #{serial := Serial, not_after := NotAfter, identities := Identit
             distsec_links:remember(peer_of_self(), direction(Role), Identity#{rule => Rule}),
             {valid, State};
         {deny, Reason, Rule} ->
-            refuse(Role, Reason, Identity, #{rule => Rule})
+            refuse(State, Reason, Identity, #{rule => Rule})
     end.
 
-refuse(Role, Reason, #{identities := Identities, serial := Serial}, Fields) ->
+%% What an attempt or a link knows of its peer's certificate; `identity` is the one that is shown.
+-spec session(distsec_identity:identity()) -> map().
+session(Identity) ->
+    (maps:with([identities, names, serial, issuer, not_after], Identity))
+        #{identity => distsec_identity:shown(Identity)}.
+
+refuse(#{selfcheck := _}, Reason, _, _) ->
+    {fail, {distsec, Reason}};
+refuse(#{attempt := Id}, Reason, Identity, Fields) ->
+    distsec_attempts:learn(Id, session(Identity)),
+    distsec_attempts:refuse(Id, Reason, Fields),
+    {fail, {distsec, Reason}};
+refuse(#{role := Role}, Reason, #{identities := Identities, serial := Serial}, Fields) ->
     %% The alert that TLS logs for this is the same refusal: distsec_handler passes it over.
     put(?REPORTED, true),
     Shown = case Identities of

@@ -27,7 +27,8 @@ start_link() ->
 -spec enforce(TimeoutMs :: pos_integer()) -> [binary()].
 enforce(TimeoutMs) ->
     distsec_links:end_sessions(fun(Session) -> element(1, decide(Session)) =:= deny end),
-    gen_server:call(?MODULE, audit, TimeoutMs),
+    gen_server:call(?MODULE, audit, TimeoutMs), % so that the link_down of each says why
+    distsec_attempts:end_denied(fun decide/1),
     Deadline = erlang:monotonic_time(millisecond) + TimeoutMs,
     await_down(fun() -> [P || #{verdict := deny, peer := P} <- distsec_links:all()] end, Deadline).
 
@@ -166,11 +167,13 @@ settled(Node, Link0, Session, State) ->
         {deny, _, _} ->
             %% One direction for the event and the count, or they would be counted as two.
             distsec_count:refusal(way(Link), unlisted_link),
-            distsec_report:critical(violation, #{link => Link#{direction := way(Link)}}),
+            distsec_report:critical(violation, #{link => distsec_links:shown(Link#{direction := way(Link)})}),
             kick(Node, State)
     end.
 
-%% A link is announced when its details are there, or cannot be had.
+%% A link is announced when its details are there, or cannot be had; the carrier had them before nodeup.
+details(Node, #{cipher := Cipher} = Link, _Session) when Cipher =/= undefined ->
+    announce(Node, Link);
 details(Node, #{since_ms := Since}, Session) ->
     Watch = self(),
     _ = spawn(fun() -> Watch ! {details, Node, Since, distsec_links:tls_details(Session)} end),
@@ -178,12 +181,12 @@ details(Node, #{since_ms := Since}, Session) ->
 
 announce(Node, Link) ->
     distsec_links:put(Node, Link),
-    distsec_report:critical(link_up, #{link => Link}).
+    distsec_report:critical(link_up, #{link => distsec_links:shown(Link)}).
 
 down(Node, Why, #{settling := Settling} = State) ->
     case distsec_links:take(Node) of
         {ok, Link} ->
-            distsec_report:critical(link_down, #{link => Link,
+            distsec_report:critical(link_down, #{link => distsec_links:shown(Link),
                                                  detail => distsec_report:text(Why)}),
             distsec_connect:lost(maps:get(peer, Link));
         error ->
@@ -229,9 +232,10 @@ node_type(Node) ->
 decide(#{identity := Identity, direction := Direction} = Shown) ->
     distsec_policy:decide(
       #{direction => case Direction of undefined -> in; _ -> Direction end,
-        identities => [Identity || Identity =/= undefined],
+        identities => maps:get(identities, Shown, [Identity || Identity =/= undefined]),
+        names => maps:get(names, Shown, []), live => 0,
         serial => maps:get(serial, Shown), not_after => maps:get(not_after, Shown),
-        name => maps:get(peer, Shown, undefined), hidden => maps:get(hidden, Shown, undefined),
+        name => maps:get(peer, Shown, maps:get(name, Shown, undefined)), hidden => maps:get(hidden, Shown, undefined),
         now => os:system_time(second)},
       distsec_policy:in_force()).
 

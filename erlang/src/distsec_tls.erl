@@ -1,0 +1,159 @@
+%% TLS of the carrier: the options, made of the optfile once and kept as DER, so that no connection reads
+%% a file or passes ssl's PEM cache; the handshakes; and what may be asked of an established session.
+%% What it needs of ssl's insides is here and nowhere else (MAINTENANCE.md), and distsec_selfcheck tries
+%% all of it in each node before that node listens.
+-module(distsec_tls).
+
+-export([load/0, accept/3, connect/3, peer/1, details/1, controller/1, failure/1, option_problem/1]).
+
+-define(KEY, {distsec, tls}).
+-define(MAX_FILE_BYTES, 1048576).
+%% The longest frame of the distribution handshake is a challenge: 19 bytes and a name of 255.
+-define(MAX_FRAME_BYTES, 512).
+%% A chain of several certificates fits; the default is four times as much.
+-define(MAX_HANDSHAKE_BYTES, 65536).
+
+-type role() :: server | client.
+
+%% What an optfile may hold. Session tickets, early data, kTLS, SNI functions and whatever else lets a
+%% session be set up without the peer's certificate are not here (beam/tls_options.py says of each why).
+-define(KNOWN, [certfile, keyfile, cacertfile, verify, versions, ciphers, verify_fun, fail_if_no_peer_cert,
+                crl_cache, crl_check, depth, hibernate_after, key_update_at, log_level, max_handshake_size,
+                signature_algs, supported_groups, receiver_spawn_opts, sender_spawn_opts]).
+
+%% Reads the node's files. An error names what is wrong, for distsec_guard to say before it halts.
+-spec load() -> ok | {error, string()}.
+load() ->
+    try
+        Loaded = maps:from_list([{Role, options(Role)} || Role <- [server, client]]),
+        persistent_term:put(?KEY, Loaded)
+    catch
+        throw:{tls, Text} -> {error, Text}
+    end.
+
+options(Role) ->
+    Given = try ets:lookup(ssl_dist_opts, Role) of
+                [{Role, Options}] -> Options;
+                _ -> wrong("the optfile has no ~s options", [Role])
+            catch error:badarg -> wrong("there is no -ssl_dist_optfile", [])
+            end,
+    _ = [wrong("~s.~ts ~ts", [Role, Name, Problem]) || Option <- Given, {Name, Problem} <- option_problem(Option)],
+    lists:foreach(fun(Required) ->
+                          proplists:get_value(element(1, Required), Given) =:= element(2, Required)
+                              orelse wrong("~s must have ~0p", [Role, Required])
+                  end, [{verify, verify_peer}, {versions, ['tlsv1.3']}]
+                  ++ [{fail_if_no_peer_cert, true} || Role =:= server]),
+    File = fun(Name) -> entries(proplists:get_value(Name, Given), Name) end,
+    Certificates = [Der || {'Certificate', Der, not_encrypted} <- File(certfile)],
+    Keys = [{Type, Der} || {Type, Der, not_encrypted} <- File(keyfile), Type =/= 'Certificate',
+                           Type =/= 'EcpkParameters'],
+    Trusted = [Der || {'Certificate', Der, not_encrypted} <- File(cacertfile)],
+    Certificates =/= [] orelse wrong("certfile holds no certificate", []),
+    Keys =/= [] orelse wrong("keyfile holds no key that is not encrypted", []),
+    Trusted =/= [] orelse wrong("cacertfile holds no certificate", []),
+    Kept = [Option || {Name, _} = Option <- Given,
+                      not lists:member(Name, [certfile, keyfile, cacertfile, verify_fun, log_level,
+                                              max_handshake_size])],
+    [{cert, Certificates}, {key, hd(Keys)}, {cacerts, Trusted},
+     {erl_dist, true}, {active, false}, {packet, 4}, {packet_size, ?MAX_FRAME_BYTES},
+     {session_tickets, disabled}, {log_level, none}, {max_handshake_size, ?MAX_HANDSHAKE_BYTES} | Kept].
+
+%% What is wrong with an option of the optfile, if anything: its name and why.
+-spec option_problem(term()) -> [{Name :: string(), Problem :: string()}].
+option_problem({Name, _}) when is_atom(Name) ->
+    [{atom_to_list(Name), "is no option that this carrier takes"} || not lists:member(Name, ?KNOWN)];
+option_problem(Other) ->
+    [{lists:flatten(io_lib:format("~0P", [Other, 5])), "is no option that this carrier takes"}].
+
+entries(Path, _Name) when is_binary(Path); is_list(Path) ->
+    case prim_file:read_file(Path) of
+        {ok, Pem} when byte_size(Pem) =< ?MAX_FILE_BYTES ->
+            try public_key:pem_decode(Pem)
+            catch error:_ -> wrong("~ts is no PEM file", [Path])
+            end;
+        _ -> wrong("~ts cannot be read", [Path])
+    end;
+entries(_, Name) ->
+    wrong("the optfile has no ~s", [Name]).
+
+-spec wrong(string(), [term()]) -> no_return().
+wrong(Format, Arguments) ->
+    throw({tls, lists:flatten(io_lib:format(Format, Arguments))}).
+
+%% ---- handshakes ---------------------------------------------------------------------------------
+
+%% The server's handshake on an accepted socket that the caller owns. State is that of distsec_verify.
+-spec accept(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
+accept(Socket, State, Timeout) ->
+    ssl:handshake(Socket, with(server, State), Timeout).
+
+%% The client's, on a connected one. The host's name is not compared: who the server is, its identity says.
+-spec connect(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
+connect(Socket, State, Timeout) ->
+    case ssl:connect(Socket, [{server_name_indication, disable} | with(client, State)], Timeout) of
+        {ok, Ssl} -> {ok, Ssl};
+        {error, Why} -> {error, Why};
+        Other -> {error, Other}
+    end.
+
+-spec with(role(), map()) -> list().
+with(Role, State) ->
+    #{Role := Options} = persistent_term:get(?KEY),
+    [{verify_fun, {fun distsec_verify:verify/3, State#{role => Role}}} | Options].
+
+%% Whose certificate the session was made with. Whatever the handshake said: with none shown, or another
+%% version than was asked for, the session is nobody's (CVE-2026-89422, CVE-2026-55953).
+-spec peer(term()) -> {ok, distsec_identity:identity()} | {error, certificate_required | protocol_version}.
+peer(Ssl) ->
+    case {ssl:connection_information(Ssl, [protocol]), ssl:peercert(Ssl)} of
+        {{ok, [{protocol, 'tlsv1.3'}]}, {ok, Der}} ->
+            {ok, distsec_identity:of_certificate(public_key:pkix_decode_cert(Der, otp))};
+        {{ok, [{protocol, 'tlsv1.3'}]}, _} -> {error, certificate_required};
+        _ -> {error, protocol_version}
+    end.
+
+-spec details(term()) -> #{tls_version := binary() | undefined, cipher := binary() | undefined}.
+details(Ssl) ->
+    case ssl:connection_information(Ssl, [protocol, selected_cipher_suite]) of
+        {ok, Facts} ->
+            #{tls_version => distsec_report:text(proplists:get_value(protocol, Facts)),
+              cipher => distsec_links:cipher(proplists:get_value(selected_cipher_suite, Facts))};
+        _ -> #{tls_version => undefined, cipher => undefined}
+    end.
+
+%% The process that sends, which the emulator takes as the distribution controller (inet_tls_dist,
+%% #sslsocket{}: `pid = [Receiver, Sender | _]` up to OTP 27, `payload_sender` from 28 on).
+-spec controller(term()) -> pid() | undefined.
+controller({sslsocket, _, [_, Sender | _]}) when is_pid(Sender) -> Sender;
+controller(Socket) when is_tuple(Socket), tuple_size(Socket) > 4, element(1, Socket) =:= sslsocket,
+                        is_pid(element(4, Socket)) -> element(4, Socket);
+controller(_) -> undefined.
+
+%% ---- why a handshake failed ---------------------------------------------------------------------
+
+%% The reason and the detail of what ssl:handshake/3 or ssl:connect/3 answered. verify_fun has told
+%% already of what it refused itself.
+-spec failure(term()) -> {Reason :: atom(), Detail :: binary() | undefined}.
+failure({tls_alert, {Alert, Text}}) ->
+    Said = unicode:characters_to_list(Text),
+    case is_list(Said) andalso string:find(Said, "received") of
+        From when is_list(From) -> {refused_by_peer, distsec_report:text(Alert)};
+        _ -> {of_alert(Alert), distsec_report:text(Alert)}
+    end;
+failure(closed) -> {closed, undefined};
+failure(timeout) -> {handshake_timeout, undefined};
+failure({options, _} = Why) -> {handshake_failed, distsec_report:text(Why)};
+failure(Posix) when is_atom(Posix) -> {closed, distsec_report:text(Posix)};
+failure(Why) -> {handshake_failed, distsec_report:text(Why)}.
+
+of_alert(certificate_required) -> certificate_required;
+of_alert(protocol_version) -> protocol_version;
+of_alert(unknown_ca) -> unknown_ca;
+of_alert(certificate_expired) -> expired;
+of_alert(certificate_revoked) -> revoked;
+of_alert(Alert) when Alert =:= unexpected_message; Alert =:= bad_record_mac; Alert =:= record_overflow;
+                     Alert =:= decode_error; Alert =:= illegal_parameter; Alert =:= decrypt_error;
+                     Alert =:= missing_extension -> malformed;
+of_alert(Alert) when Alert =:= bad_certificate; Alert =:= unsupported_certificate;
+                     Alert =:= certificate_unknown -> certificate_invalid;
+of_alert(_) -> handshake_failed.
