@@ -23,9 +23,13 @@ childspecs() ->
 select(Node) ->
     distsec_policy:address(atom_to_binary(Node, utf8)) =/= error.
 
-%% For a node that does not listen (`-dist_listen false`).
+%% For a node that does not listen (`-dist_listen false`) and only dials.
 -spec address() -> #net_address{}.
 address() ->
+    case distsec_tls:load() of
+        ok -> ok;
+        {error, Text} -> distsec_guard:halt_with(carrier_options, Text)
+    end,
     #net_address{protocol = tls, family = inet}.
 
 -spec is_node_name(term()) -> boolean().

@@ -7,7 +7,8 @@
 
 -include_lib("kernel/include/file.hrl").
 
--export([ensure/0, guard/0, directory/0, cookies/0, policy_key/0, started/0, launch/0, check/2]).
+-export([ensure/0, guard/0, directory/0, cookies/0, policy_key/0, floor/0, started/0, launch/0]).
+-export([check/2, usable/4, halt_with/2]).
 
 -export_type([guard/0]).
 
@@ -148,8 +149,9 @@ boot(Directory) ->
     persistent_term:put(?KEY, #{guard => Guard, directory => Directory, launch => Launch,
                                 started => os:system_time(millisecond)}),
     ok = distsec_count:new(),
-    load_policy(Directory),
-    distsec_app:boot().
+    Loaded = load_policy(Directory),
+    ok = distsec_app:boot(),
+    tell_loaded(Loaded).
 
 found(Guard) ->
     #{arguments => init:get_arguments(),
@@ -164,20 +166,71 @@ optfile_digest(#{optfile := Path}) ->
         {error, _} -> undefined
     end.
 
-%% A policy that cannot be used leaves none in force, which admits nobody; the orchestrator sees
-%% it in the snapshot and pushes a good one.
+%% A policy that cannot be used leaves none in force, which admits nobody (or, after init:restart/0,
+%% the one that is); the orchestrator sees it in the snapshot and pushes a good one.
 load_policy(Directory) ->
     case prim_file:read_file(filename:join(Directory, "policy.term")) of
         {ok, Document} when byte_size(Document) =< ?MAX_FILE_BYTES ->
             Cluster = maps:get(cluster, guard()),
             case distsec_policy:parse(Document, policy_key()) of
-                {ok, #{cluster := Cluster} = Policy} ->
-                    distsec_policy:put_in_force(Policy, distsec_policy:digest(Document));
-                _ -> ok
+                {ok, #{cluster := Cluster} = Policy} -> take_policy(Directory, Policy, Document);
+                {ok, _} -> {rejected, cluster, "policy.term is of another cluster"};
+                {error, Why} -> {rejected, Why, "policy.term cannot be used"}
             end;
         _ ->
-            ok
+            {rejected, malformed, "policy.term is missing or unreadable"}
     end.
+
+take_policy(Directory, #{generation := Generation} = Policy, Document) ->
+    #{policy_generation := InForce} = distsec_policy:summary(),
+    case usable(Generation, guard(), distsec_mark:read(Directory), InForce) of
+        ok ->
+            case not is_map_key(floor, guard()) orelse distsec_mark:raise(Directory, Generation) of
+                {error, Why} ->
+                    {rejected, not_persisted, io_lib:format("policy.mark: ~0P", [Why, 10])};
+                _ ->
+                    distsec_policy:put_in_force(Policy, distsec_policy:digest(Document), Document)
+            end;
+        Rejected ->
+            Rejected
+    end.
+
+%% Whether a policy of that generation may be put in force. `floor` in the guard is the lowest that
+%% the orchestrator knew it would ever have to be when it wrote that file; Mark is what the node
+%% itself remembers, which must be there where the orchestrator made it; InForce survives an
+%% init:restart/0. A signature says nothing of this: an old policy is as well signed as a new one.
+-spec usable(non_neg_integer(), map(), {ok, non_neg_integer()} | error, non_neg_integer()) ->
+          ok | {rejected, rollback | no_mark, io_lib:chars()}.
+usable(_, #{floor := _}, error, _) ->
+    {rejected, no_mark, "policy.mark is missing or unreadable; the orchestrator makes it anew at "
+     "its next start"};
+usable(Generation, Guard, Mark, InForce) ->
+    Marked = case Mark of {ok, M} -> M; error -> 0 end,
+    case lists:max([maps:get(floor, Guard, 0), Marked, InForce]) of
+        Least when Generation >= Least -> ok;
+        Least -> {rejected, rollback, io_lib:format("policy.term has generation ~b, and ~b is the "
+                                                    "least that may be", [Generation, Least])}
+    end.
+
+%% Told where the orchestrator sees it and, since that may be away, where people look.
+tell_loaded(ok) ->
+    ok;
+tell_loaded({rejected, Reason, Text}) ->
+    Detail = unicode:characters_to_binary(Text),
+    distsec_report:critical(policy_rejected, #{reason => Reason,
+                                               detail => distsec_report:text(Detail)}),
+    erlang:display_string("distsec: this node has no new policy (" ++ atom_to_list(Reason) ++ "): "
+                          ++ binary_to_list(Detail) ++ "\n"),
+    ok.
+
+%% The lowest generation that this node may still be given.
+-spec floor() -> non_neg_integer().
+floor() ->
+    Marked = case distsec_mark:read(directory()) of
+                 {ok, Mark} -> Mark;
+                 error -> 0
+             end,
+    max(maps:get(floor, guard(), 0), Marked).
 
 consult(Directory, File) ->
     case prim_file:read_file(filename:join(Directory, File)) of
@@ -191,6 +244,11 @@ consult(Directory, File) ->
         _ ->
             error
     end.
+
+%% For what else must hold before this node may listen.
+-spec halt_with(atom(), io_lib:chars()) -> no_return().
+halt_with(Code, Text) ->
+    halt_node(directory(), Code, Text).
 
 %% Says why, where the operator and the orchestrator look for it, and ends the VM before it
 %% listens. The standard output is there before any server that could write to it politely.

@@ -102,6 +102,7 @@ dial(Kernel, Node, Type, MyNode, SetupTime) ->
                  {ok, Connected} -> Connected;
                  {error, _} -> exit(unreachable)
              end,
+    distsec_attempts:learn(Id, #{socket => Socket}),
     dist_util:reset_timer(Timer),
     case distsec_tls:connect(Socket, #{attempt => Id}, SetupTime) of
         {ok, Ssl} ->
@@ -195,7 +196,7 @@ receive_frame(Id, Ssl, Direction, Count, Length, Timeout) ->
                     _ = Direction =:= in andalso ssl:send(Ssl, <<"snot_allowed">>),
                     refused(Ssl)
             end;
-        {error, Why} = Error when Why =/= closed, Why =/= timeout ->
+        {error, Why} = Error when Why =/= closed, Why =/= timeout, Why =/= enotconn ->
             {Reason, Detail} = distsec_tls:failure(Why),
             distsec_attempts:refuse(Id, received(Why, Reason), #{detail => Detail}),
             Error;

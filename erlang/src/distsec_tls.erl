@@ -55,8 +55,7 @@ options(Role) ->
                       not lists:member(Name, [certfile, keyfile, cacertfile, verify_fun, log_level,
                                               max_handshake_size])],
     [{cert, Certificates}, {key, hd(Keys)}, {cacerts, Trusted},
-     {erl_dist, true}, {active, false}, {packet, 4}, {packet_size, ?MAX_FRAME_BYTES},
-     {session_tickets, disabled}, {log_level, none}, {max_handshake_size, ?MAX_HANDSHAKE_BYTES} | Kept].
+     {erl_dist, true}, {session_tickets, disabled}, {log_level, none}, {max_handshake_size, ?MAX_HANDSHAKE_BYTES} | Kept].
 
 %% What is wrong with an option of the optfile, if anything: its name and why.
 -spec option_problem(term()) -> [{Name :: string(), Problem :: string()}].
@@ -85,16 +84,24 @@ wrong(Format, Arguments) ->
 %% The server's handshake on an accepted socket that the caller owns. State is that of distsec_verify.
 -spec accept(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
 accept(Socket, State, Timeout) ->
-    ssl:handshake(Socket, with(server, State), Timeout).
+    framed(ssl:handshake(Socket, with(server, State), Timeout)).
 
 %% The client's, on a connected one. The host's name is not compared: who the server is, its identity says.
 -spec connect(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
 connect(Socket, State, Timeout) ->
-    case ssl:connect(Socket, [{server_name_indication, disable} | with(client, State)], Timeout) of
-        {ok, Ssl} -> {ok, Ssl};
-        {error, Why} -> {error, Why};
-        Other -> {error, Other}
-    end.
+    framed(ssl:connect(Socket, [{server_name_indication, disable} | with(client, State)], Timeout)).
+
+%% Frames with a length of four bytes, as after nodeup, and none longer than a handshake needs. These are
+%% no options of the TLS handshake: there ssl takes them from the socket below.
+framed({ok, Ssl}) ->
+    case ssl:setopts(Ssl, [{packet, 4}, {packet_size, ?MAX_FRAME_BYTES}]) of
+        ok -> {ok, Ssl};
+        {error, _} = Error -> ssl:close(Ssl), Error
+    end;
+framed({error, _} = Error) ->
+    Error;
+framed(Other) ->
+    {error, Other}.
 
 -spec with(role(), map()) -> list().
 with(Role, State) ->
