@@ -154,11 +154,16 @@ end_denied(Decide) ->
               case Decide(Facts) of
                   {deny, Reason, Rule} ->
                       _ = Stage =/= up andalso refuse(Id, Reason, #{rule => Rule}),
-                      finish(Pid, Facts);
+                      part(Pid, Stage, Facts);
                   {allow, _} -> ok
               end;
          (_) -> ok % has shown nothing yet: the gates have the new policy
       end, all()).
+
+part(Pid, up, #{controller := Controller, socket := Socket, name := Name} = Facts) ->
+    distsec_parting:quietly(Name, Controller, Socket) orelse finish(Pid, Facts);
+part(Pid, _, Facts) ->
+    finish(Pid, Facts).
 
 %% The controller first: with it the emulator ends the link at once (nodedown), whatever the rest does.
 finish(Pid, Facts) ->
@@ -276,11 +281,13 @@ ended(Id, Why, State) ->
     ets:delete(?TABLE, Id),
     Next.
 
-%% Two nodes that dial each other at once give up one of the two (net_kernel, accept_pending). What its
-%% peer sees closed is no refusal.
-quiet(Id, closed, #{identity := Identity}) ->
-    lists:any(fun({Other, _, _, #{identity := I}}) -> Other =/= Id andalso I =:= Identity;
-                 (_) -> false
+%% Two nodes that dial each other at once give up one of the two (net_kernel, accept_pending): what is
+%% closed while there is another attempt with the same peer is no refusal. By its certificate a rule or
+%% name of the policy admitted it.
+quiet(Id, closed, #{rule := Rule}) when Rule =/= undefined ->
+    lists:any(fun({Other, _, _, Facts}) ->
+                      Other =/= Id andalso (maps:get(rule, Facts, undefined) =:= Rule
+                                            orelse maps:get(name, Facts, undefined) =:= Rule)
               end, all());
 quiet(_, _, _) ->
     false.

@@ -112,6 +112,7 @@ with_live(_, _, Decision, _) ->
 ending(unreachable, _, _) -> benign;             % nothing answers there: no TLS was spoken
 ending(normal, _, _) -> benign;
 ending(remarked, _, _) -> benign;                % net_kernel took the peer's own attempt instead
+ending({shutdown, refused}, _, _) -> benign;      % a gate has told it
 ending(shutdown, named, _) -> benign;            % net_kernel arbitrates between two attempts
 ending({shutdown, _}, named, _) -> benign;
 ending(noproc, _, _) -> {refused, closed, #{}};
@@ -126,6 +127,7 @@ reason({recv_challenge_reply_failed, bad_cookie}) -> bad_cookie;
 reason({recv_challenge_ack_failed, bad_cookie}) -> bad_cookie;
 reason({recv_status_failed, not_allowed}) -> refused_by_peer;
 reason(setup_timer_timeout) -> handshake_timeout;
+reason({shutdown, _}) -> closed;
 reason({_, {error, closed}}) -> closed;
 reason({_, {error, {tls_alert, _}}}) -> refused_by_peer;
 reason({_, {error, timeout}}) -> handshake_timeout;

@@ -85,39 +85,60 @@ accepted({Kernel, Worker}, Id, Ssl, MyNode, Allowed, SetupTime) ->
 
 %% ---- we dial ------------------------------------------------------------------------------------
 
+%% TLS is done in a process of its own, which is not ended with this one: of two nodes that dial each other
+%% at once net_kernel ends one attempt, and waits until it is gone. The peer then sees a whole TLS
+%% handshake of a known node that goes no further, instead of one that anybody could have broken off.
 -spec dial(pid(), node(), atom(), node(), timeout()) -> no_return().
 dial(Kernel, Node, Type, MyNode, SetupTime) ->
-    Name = atom_to_binary(Node, utf8),
-    {Ip, Port} = case distsec_policy:address(Name) of
-                     {ok, Found} -> Found;
-                     error -> exit(shutdown)
-                 end,
-    Id = case distsec_attempts:outbound(self(), #{direction => out, address => {Ip, Port}, name => Name,
-                                                  claimed => Name}) of
-             {ok, Number} -> Number;
-             refused -> exit(shutdown)
-         end,
     Timer = dist_util:start_timer(SetupTime),
-    Socket = case gen_tcp:connect(Ip, Port, connect_options(Ip), min(SetupTime, ?CONNECT_MS)) of
-                 {ok, Connected} -> Connected;
-                 {error, _} -> exit(unreachable)
-             end,
-    distsec_attempts:learn(Id, #{socket => Socket}),
-    dist_util:reset_timer(Timer),
-    case distsec_tls:connect(Socket, #{attempt => Id}, SetupTime) of
-        {ok, Ssl} ->
-            admitted(Id, Ssl) orelse refused(Ssl),
+    Self = self(),
+    {Dialler, Monitor} = spawn_monitor(fun() -> exit(connect(atom_to_binary(Node, utf8), Self, SetupTime)) end),
+    receive
+        {Dialler, Id, Ssl} ->
+            demonitor(Monitor, [flush]),
             Data = hs_data(Id, Ssl, out, linked_controller(Ssl)),
             dist_util:reset_timer(Timer),
             dist_util:handshake_we_started(
               Data#hs_data{kernel_pid = Kernel, other_node = Node, this_node = MyNode, timer = Timer,
                            this_flags = 0, other_version = 6, request_type = Type});
-        {error, Why} ->
-            {Reason, Detail} = distsec_tls:failure(Why),
-            distsec_attempts:refuse(Id, Reason, #{detail => Detail}),
-            gen_tcp:close(Socket),
-            exit({shutdown, refused})
+        {'DOWN', Monitor, process, Dialler, Why} ->
+            exit({shutdown, Why})
     end.
+
+connect(Name, Owner, SetupTime) ->
+    case distsec_policy:address(Name) of
+        {ok, Address} ->
+            case distsec_attempts:outbound(self(), #{direction => out, address => Address, name => Name,
+                                                     claimed => Name}) of
+                {ok, Id} -> connect_to(Address, Id, Owner, SetupTime);
+                refused -> refused
+            end;
+        error ->
+            unlisted
+    end.
+
+connect_to({Ip, Port}, Id, Owner, SetupTime) ->
+    case gen_tcp:connect(Ip, Port, connect_options(Ip), min(SetupTime, ?CONNECT_MS)) of
+        {ok, Socket} ->
+            case distsec_tls:connect(Socket, #{attempt => Id}, SetupTime) of
+                {ok, Ssl} ->
+                    _ = admitted(Id, Ssl) andalso give(Id, Ssl, Owner) orelse ssl:close(Ssl),
+                    normal;
+                {error, Why} ->
+                    {Reason, Detail} = distsec_tls:failure(Why),
+                    distsec_attempts:refuse(Id, Reason, #{detail => Detail}),
+                    gen_tcp:close(Socket),
+                    normal
+            end;
+        {error, _} ->
+            unreachable
+    end.
+
+give(Id, Ssl, Owner) ->
+    is_process_alive(Owner)
+        andalso ssl:controlling_process(Ssl, Owner) =:= ok
+        andalso distsec_attempts:handover(Id, Owner) =:= ok
+        andalso begin Owner ! {self(), Id, Ssl}, true end.
 
 connect_options(Ip) ->
     Own = [case tuple_size(Ip) of 4 -> inet; 8 -> inet6 end, binary, {active, false}, {packet, raw},
