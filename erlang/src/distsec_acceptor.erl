@@ -85,9 +85,13 @@ handshake(Id, Socket, Family, Kernel) ->
             end;
         {error, Why} ->
             {Reason, Detail} = distsec_tls:failure(Why),
-            distsec_attempts:refuse(Id, Reason, #{detail => Detail}),
+            distsec_attempts:refuse(Id, inbound(Reason), #{detail => Detail}),
             gen_tcp:close(Socket)
     end.
+
+%% A peer that dials us and then sends an alert has refused nobody.
+inbound(refused_by_peer) -> handshake_failed;
+inbound(Reason) -> Reason.
 
 %% net_kernel names the process that goes on (net_kernel, handle_info({accept, …})).
 give(Id, Ssl, Family, Kernel) ->

@@ -31,6 +31,10 @@
 -define(MAX_OF_SOURCE, 64).
 %% net_kernel gives the whole handshake `net_setuptime` (7 s); what hangs beyond that is ended here.
 -define(DEADLINE_MS, 15000).
+%% How far apart two attempts of a pair begin that meet: each may last as long as `net_setuptime`.
+-define(AT_ONCE_MS, 7000).
+%% How far two attempts of one pair may lie apart to have crossed.
+-define(CROSSING_MS, 7000).
 %% What was told to go away and has not is killed.
 -define(GRACE_MS, 1000).
 
@@ -134,7 +138,8 @@ of_controller(Controller) ->
         [] -> error
     end.
 
-%% How many other names of a certificate were admitted by a rule before attempt Id and are still there.
+%% How many other names of a certificate a rule has admitted that are still there. Those that came later
+%% count as well: of two that are admitted at once each sees the other at its last gate.
 -spec live(id(), Serial :: binary(), Rule :: binary()) -> non_neg_integer().
 live(Id, Serial, Rule) ->
     Mine = case facts(Id) of
@@ -142,7 +147,7 @@ live(Id, Serial, Rule) ->
                _ -> undefined
            end,
     length(lists:usort([Name || {Other, _, Stage, #{serial := S, rule := R, name := Name}} <- all(),
-                                Other < Id, S =:= Serial, R =:= Rule, Name =/= Mine,
+                                Other =/= Id, S =:= Serial, R =:= Rule, Name =/= Mine,
                                 Stage =:= named orelse Stage =:= up])).
 
 %% Ends every attempt, pending or up, that Denied answers with {deny, Reason, Rule}; what was
@@ -161,7 +166,7 @@ end_denied(Decide) ->
       end, all()).
 
 part(Pid, up, #{controller := Controller, socket := Socket, name := Name} = Facts) ->
-    distsec_parting:quietly(Name, Controller, Socket) orelse finish(Pid, Facts);
+    distsec_parting:quietly(Name, Controller, distsec_links:owner(Socket)) orelse finish(Pid, Facts);
 part(Pid, _, Facts) ->
     finish(Pid, Facts).
 
@@ -273,7 +278,8 @@ ended(Id, Why, State) ->
     _ = case ets:lookup(?TABLE, Id) of
             [{_, _, 0, Stage, Facts}] when Stage =/= up ->
                 case distsec_gate:ending(Why, Stage, Facts) of
-                    {refused, Reason, More} -> _ = quiet(Id, Reason, Facts) orelse refuse(Id, Reason, More);
+                    {refused, Reason, More} -> refuse(Id, Reason, More);
+                    {crossed, Reason, More} -> _ = crossed(Facts) orelse refuse(Id, Reason, More);
                     benign -> ok
                 end;
             _ -> ok
@@ -282,12 +288,13 @@ ended(Id, Why, State) ->
     Next.
 
 %% Two nodes that dial each other at once give up one of the two (net_kernel, accept_pending): what is
-%% closed while there is another attempt with the same peer is no refusal. By its certificate a rule or
-%% name of the policy admitted it.
-quiet(Id, closed, #{rule := Rule}) when Rule =/= undefined ->
-    lists:any(fun({Other, _, _, Facts}) ->
-                      Other =/= Id andalso (maps:get(rule, Facts, undefined) =:= Rule
-                                            orelse maps:get(name, Facts, undefined) =:= Rule)
+%% closed while there is an attempt the other way, begun at about the same time, is no refusal. By its
+%% certificate a rule or name of the policy admitted it.
+quiet(Id, closed, #{rule := Rule, direction := Direction, started_ms := Started}) when Rule =/= undefined ->
+    lists:any(fun({Other, _, _, #{direction := Way, started_ms := At} = Facts}) ->
+                      Other =/= Id andalso Way =/= Direction andalso abs(At - Started) =< ?AT_ONCE_MS
+                          andalso (maps:get(rule, Facts, undefined) =:= Rule
+                                   orelse maps:get(name, Facts, undefined) =:= Rule)
               end, all());
 quiet(_, _, _) ->
     false.

@@ -60,11 +60,13 @@ safe(Name) ->
 -spec printable(binary()) -> binary().
 printable(Bytes) ->
     Shown = binary_to_list(binary:part(Bytes, 0, min(byte_size(Bytes), ?MAX_NAME_BYTES))),
-    Text = iolist_to_binary([case Byte >= $\s andalso Byte < 127 of
-                                 true -> Byte;
-                                 false -> io_lib:format("\\x~2.16.0b", [Byte])
-                             end || Byte <- Shown]),
-    binary:part(Text, 0, min(byte_size(Text), ?MAX_NAME_BYTES)).
+    iolist_to_binary(bounded([case Byte >= $\s andalso Byte < 127 of
+                                  true -> [Byte];
+                                  false -> "\\x" ++ binary_to_list(distsec_identity:hex(<<Byte>>))
+                              end || Byte <- Shown], ?MAX_NAME_BYTES)).
+
+bounded([Text | Rest], Left) when length(Text) =< Left -> [Text | bounded(Rest, Left - length(Text))];
+bounded(_, _) -> [].
 
 %% ---- the decision -------------------------------------------------------------------------------
 
@@ -111,32 +113,35 @@ with_live(_, _, Decision, _) ->
 
 %% ---- what an end means --------------------------------------------------------------------------
 
-%% Why an attempt came to nothing, from how its process ended, where no gate has told it.
+%% Why an attempt came to nothing, from how its process ended, where no gate has told it. `crossed`: that
+%% is none if another attempt, in the other direction, came in between (net_kernel arbitrates).
 -spec ending(Why :: term(), distsec_attempts:stage(), distsec_attempts:facts()) ->
-          {refused, atom(), map()} | benign.
+          {refused | crossed, atom(), map()} | benign.
 ending(unreachable, _, _) -> benign;             % nothing answers there: no TLS was spoken
 ending(normal, _, _) -> benign;
 ending(remarked, _, _) -> benign;                % net_kernel took the peer's own attempt instead
-ending({shutdown, refused}, _, _) -> benign;      % a gate has told it
-ending(shutdown, named, _) -> benign;            % net_kernel arbitrates between two attempts
-ending({shutdown, _}, named, _) -> benign;
-ending(noproc, _, _) -> {refused, closed, #{}};
-ending(killed, _, _) -> {refused, closed, #{}};
+ending({shutdown, refused}, _, _) -> benign;     % a gate has told it
+ending(Why, _, _) when Why =:= noproc; Why =:= killed -> {crossed, closed, #{}};
 ending(Why, _, #{direction := Direction}) ->
     case reason(Why) of
-        closed when Direction =:= in -> {refused, closed, #{}};
+        closed when Direction =:= in -> {crossed, closed, #{}};
+        closed -> {crossed, closed, #{detail => distsec_report:text(Why)}};
         Reason -> {refused, Reason, #{detail => distsec_report:text(Why)}}
     end.
 
+%% dist_util of OTP 25 says `shutdown` or connection_setup_failed where later ones say what failed; and
+%% with a session goes its controller, `{shutdown, _}`, with which the handshake is linked. Whichever is
+%% first, it is the peer that went.
 reason({recv_challenge_reply_failed, bad_cookie}) -> bad_cookie;
 reason({recv_challenge_ack_failed, bad_cookie}) -> bad_cookie;
 reason({recv_status_failed, not_allowed}) -> refused_by_peer;
+reason({is_allowed, not_allowed}) -> not_allowed; % net_kernel:allow/1 of the application
+reason({recv_challenge_failed, no_node, _}) -> wrong_peer;
 reason(setup_timer_timeout) -> handshake_timeout;
 reason({shutdown, _}) -> closed;
-reason({_, {error, closed}}) -> closed;
 reason({_, {error, {tls_alert, _}}}) -> refused_by_peer;
 reason({_, {error, timeout}}) -> handshake_timeout;
 reason({check_dflags_failed, _}) -> malformed;
 reason({_, {error, _}}) -> closed;
-reason(shutdown) -> closed;
+reason(Why) when Why =:= shutdown; Why =:= connection_setup_failed -> closed;
 reason(_) -> malformed.
