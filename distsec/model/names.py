@@ -98,6 +98,16 @@ def check_trust_domain(text: str) -> str:
     return text
 
 
+def is_claimable(name: str) -> bool:
+    """Whether a peer's claimed `name` is looked at any further: name@host of visible ASCII, not too long.
+
+    All names of a policy are such; node names with more in them are not compared with anything.
+    """
+    head, _, host = name.partition("@")
+    visible = all("!" <= character <= "~" for character in name)
+    return visible and len(name) <= MAX_NAME_BYTES and bool(head and host) and "@" not in host
+
+
 def glob_matches(pattern: str, name: str) -> bool:
     """Whether `name` (name@host) fits `pattern`, whose name part may hold `*`; the host is compared exactly.
 

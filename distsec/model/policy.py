@@ -35,11 +35,15 @@ class Reason(StrEnum):
     UNKNOWN_CA = "unknown_ca"
     CERTIFICATE_REQUIRED = "certificate_required"  # the peer showed no certificate
     CERTIFICATE_INVALID = "certificate_invalid"  # chain, signature, usage: anything else wrong with it
-    NO_IDENTITY = "no_identity"  # no identity URI in the certificate, or more than one
+    NO_IDENTITY = "no_identity"  # the certificate shows no identity that a policy can list, or several
     KEY_USAGE = "key_usage"  # EKU or key usage does not fit the role
     NAME_NOT_IN_CERTIFICATE = "name_not_in_certificate"  # the claimed name is not one this identity may claim
+    UNSAFE_NAME = "unsafe_name"  # the claimed name is no name@host of visible ASCII, or above 255 bytes
+    TOO_MANY_NAMES = "too_many_names"  # under a CLI rule: the certificate has as many live names as it may
     NOT_HIDDEN = "not_hidden"  # a CLI rule admits hidden nodes only
     NOT_INBOUND = "not_inbound"  # a CLI rule admits inbound links only
+    WRONG_PEER = "wrong_peer"  # who answered is not the node that was dialled
+    REFUSED_BY_PEER = "refused_by_peer"  # we dialled, and the peer does not let us in
     BAD_COOKIE = "bad_cookie"
     PROTOCOL_VERSION = "protocol_version"  # a TLS version that is not spoken here
     MALFORMED = "malformed"  # bytes that are no TLS, or no distribution handshake
@@ -59,8 +63,8 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyPeer:
-    """One exactly named node. `identity` may claim `name`; `address`/`port` are where it is dialled (None:
-    never).
+    """One exactly named node. `identity` (model.identities) may claim `name`; `address`/`port` are where it
+    is dialled (None: never).
     """
 
     name: str
@@ -70,14 +74,21 @@ class PolicyPeer:
     port: int | None = None
 
 
+DEFAULT_MAX_LIVE = 8
+"""Of a rule that says nothing else: room for a script that starts several tools at a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """A CLI rule: hidden, inbound links of names that fit `pattern` (see names.glob_matches), by
-    `identity`.
+    """A CLI rule: hidden, inbound links of names that fit `pattern` (see names.glob_matches), by `identity`:
+    a SPIFFE ID, the beginning of one and a `*`, or another name of model.identities. `max_live`: names that
+    one certificate may have up at a time. `nodes`: whom they may link with (none given: all).
     """
 
     pattern: str
     identity: str
+    max_live: int = DEFAULT_MAX_LIVE
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +104,19 @@ class Policy:
     rules: tuple[PolicyRule, ...] = ()
     denied: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()
+    epochs: tuple[tuple[str, int], ...] = ()  # how often nodes were re-keyed; nodes do not read it
     connect: str = "mesh"  # "mesh": every agent dials every open peer with an address; "none": nobody does
     require_identity: bool = True  # False in development mode, where links carry no certificate
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a peer shows at one gate. None: not known yet at this gate (the name, before the first frame)."""
+    """What a peer shows at one gate. None: not known yet at this gate (the name, before the first frame).
+
+    `identities` are the URIs of its certificate, `names` what else that is known by (`dns:…`, `dn:…`),
+    `usages` what it may be used for, of `client` and `server`. `live`: other names of the same certificate
+    that a rule let in and that are up. `node`: who decides.
+    """
 
     direction: Direction
     identities: tuple[str, ...] = ()
@@ -107,6 +124,10 @@ class Claim:
     not_after: int | None = None
     name: str | None = None
     hidden: bool | None = None
+    names: tuple[str, ...] = ()
+    usages: tuple[str, ...] | None = None
+    live: int | None = None
+    node: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@
 reasons() ->
     [no_policy, denied, not_allowed, not_open, revoked, expired, not_yet_valid, unknown_ca,
      certificate_required, certificate_invalid, no_identity, key_usage, name_not_in_certificate,
-     not_hidden, not_inbound, bad_cookie, protocol_version, malformed, handshake_failed,
-     handshake_timeout, closed, flood_dropped, unlisted_link].
+     unsafe_name, too_many_names, not_hidden, not_inbound, wrong_peer, refused_by_peer, bad_cookie,
+     protocol_version, malformed, handshake_failed, handshake_timeout, closed, flood_dropped,
+     unlisted_link].
 
 -spec new() -> ok.
 new() ->

@@ -1,16 +1,13 @@
-%% The policy: its signed document (parse/2), the one decision about a peer (decide/2, pure),
-%% and the copy in force in this node (a persistent term, so that every gate reads it without
-%% asking a process). No policy, an empty or a broken one admits nobody.
-%%
-%% docs/state-files.md has the format; tests/vectors/ holds decide/2 and distsec.core.admission
-%% to the same answers.
+%% The policy: its signed document (parse/2), and the copy in force in this node (a persistent
+%% term, so that every gate reads it without asking a process). distsec_admission decides by it. No
+%% policy, an empty or a broken one admits nobody. docs/state-files.md has the format.
 -module(distsec_policy).
 
 -export([parse/2, decide/2, digest/1]).
--export([in_force/0, put_in_force/2, summary/0]).
--export([peer/2, peers/1, lists/1, glob_matches/2]).
+-export([in_force/0, put_in_force/2, put_in_force/3, document/0, summary/0]).
+-export([peer/2, peers/1, address/1, lists/1, max_live/1, nodes_of/1]).
 
--export_type([policy/0, claim/0, decision/0]).
+-export_type([policy/0, peer/0, rule/0, claim/0, decision/0]).
 
 -type policy() :: #{cluster := binary(), generation := non_neg_integer(),
                     issued_at := integer(), connect := mesh | none,
@@ -18,16 +15,25 @@
                     denied := [binary()], revoked := [binary()], atom() => term()}.
 -type peer() :: #{name := binary(), identity := binary(), phase := open | prepared,
                   address := binary() | undefined, port := inet:port_number() | undefined}.
--type rule() :: #{pattern := binary(), identity := binary()}.
--type claim() :: #{direction := in | out, identities := [binary()],
+%% `max_live`: names that one certificate may have up at a time; `nodes`: those that the rule is for
+%% (absent or []: all of them).
+-type rule() :: #{pattern := binary(), identity := binary(), max_live => pos_integer(),
+                  nodes => [binary()]}.
+%% What is absent or undefined is not known at this gate. `names`, `usages`: of
+%% distsec_identity:of_certificate/1; `live`: other names of the same certificate that a rule let in
+%% and that are up; `node`: the name of the node that decides.
+-type claim() :: #{direction := in | out, identities := [binary()], names => [binary()],
+                   usages => [client | server] | undefined,
                    serial := binary() | undefined, not_after := integer() | undefined,
                    name := binary() | undefined, hidden := boolean() | undefined,
+                   live => non_neg_integer() | undefined, node => binary() | undefined,
                    now := integer()}.
 -type decision() :: {allow, Rule :: binary() | undefined}
                   | {deny, Reason :: atom(), Rule :: binary() | undefined}.
 -type error() :: signature | malformed.
 
 -define(MAX_DOCUMENT_BYTES, 1048576).
+-define(MAX_LIVE, 8). % distsec.model.policy.DEFAULT_MAX_LIVE
 -define(KEY, {distsec, policy}).
 
 %% ---- the document -----------------------------------------------------------------------------
@@ -58,7 +64,7 @@ split(Document) ->
             %% No sized binary segments in patterns here or elsewhere: what OTP 25 compiles them to,
             %% OTP 29 does not load.
             Body = binary:part(Document, 0, At + 1),
-            Rest = after_bytes(At + Length, Document),
+            Rest = binary:part(Document, At + Length, byte_size(Document) - At - Length),
             case binary:split(Rest, <<"\">>}.">>) of
                 [Base64, Tail] when byte_size(Base64) =< 128, Tail =:= <<"\n">>; Tail =:= <<>> ->
                     try {ok, Body, base64:decode(Base64)} catch _:_ -> error end;
@@ -97,10 +103,22 @@ valid_peer(#{name := Name, identity := Identity, phase := Phase, address := Addr
 valid_peer(_) ->
     false.
 
-valid_rule(#{pattern := Pattern, identity := Identity}) ->
-    is_binary(Pattern) andalso is_binary(Identity);
+valid_rule(#{pattern := Pattern, identity := Identity} = Rule) ->
+    Live = max_live(Rule),
+    is_binary(Pattern) andalso is_binary(Identity) andalso is_integer(Live) andalso Live > 0
+        andalso lists:all(fun is_binary/1, nodes_of(Rule));
 valid_rule(_) ->
     false.
+
+%% How many names of one certificate a rule lets in at a time.
+-spec max_live(rule()) -> pos_integer().
+max_live(Rule) ->
+    maps:get(max_live, Rule, ?MAX_LIVE).
+
+%% The nodes that a rule is for; [] are all.
+-spec nodes_of(rule()) -> [binary()].
+nodes_of(Rule) ->
+    maps:get(nodes, Rule, []).
 
 %% SHA-256 of a document's bytes, lower-case hex.
 -spec digest(binary()) -> binary().
@@ -109,108 +127,10 @@ digest(Document) ->
 
 %% ---- the decision -----------------------------------------------------------------------------
 
-%% The order is the order of certainty: is there a policy at all, is this certificate still one,
-%% is the name refused, and only then: is it on a list. A name that is undefined is not known yet
-%% (TLS handshake, before the first distribution frame).
+%% Whether a peer is admitted; see distsec_admission.
 -spec decide(claim(), policy() | undefined) -> decision().
-decide(_Claim, undefined) ->
-    {deny, no_policy, undefined};
-decide(_Claim, #{peers := [], rules := []}) ->
-    {deny, no_policy, undefined};
-decide(Claim, #{require_identity := true} = Policy) ->
-    case Claim of
-        #{identities := [Identity]} -> check_certificate(Claim, Identity, Policy);
-        _ -> {deny, no_identity, undefined}
-    end;
 decide(Claim, Policy) ->
-    check_name(Claim, any, Policy).
-
-check_certificate(#{not_after := NotAfter, serial := Serial, now := Now} = Claim, Identity,
-                  #{issued_at := IssuedAt, revoked := Revoked} = Policy) ->
-    %% A clock that was set back revives nothing: time is at least that of the policy.
-    case is_integer(NotAfter) andalso max(Now, IssuedAt) > NotAfter of
-        true -> {deny, expired, undefined};
-        false ->
-            case lists:member(Serial, Revoked) of
-                true -> {deny, revoked, undefined};
-                false -> check_name(Claim, Identity, Policy)
-            end
-    end.
-
-check_name(#{name := undefined}, any, _Policy) ->
-    {allow, undefined};
-check_name(#{name := undefined} = Claim, Identity, #{peers := Peers, rules := Rules} = Policy) ->
-    case [Peer || #{identity := I} = Peer <- Peers, I =:= Identity] of
-        [] -> by_rule(Claim, [R || R <- Rules, owns(R, Identity)], not_allowed);
-        Own -> any_open(Own, Policy)
-    end;
-check_name(#{name := Name} = Claim, Identity,
-           #{peers := Peers, rules := Rules, denied := Denied} = Policy) ->
-    case lists:member(Name, Denied) of
-        true -> {deny, denied, listed(Name, Policy)};
-        false ->
-            case peer(Name, Policy) of
-                {ok, Peer} -> exactly(Peer, Identity);
-                error ->
-                    case [R || #{pattern := P} = R <- Rules, glob_matches(P, Name)] of
-                        [] -> {deny, unlisted(Identity, Peers), undefined};
-                        Matching ->
-                            by_rule(Claim, [R || R <- Matching, owns(R, Identity)],
-                                    name_not_in_certificate)
-                    end
-            end
-    end.
-
-exactly(#{name := Name, identity := I}, Identity) when Identity =/= any, I =/= Identity ->
-    {deny, name_not_in_certificate, Name};
-exactly(#{name := Name, phase := prepared}, _) ->
-    {deny, not_open, Name};
-exactly(#{name := Name}, _) ->
-    {allow, Name}.
-
-any_open(Own, #{denied := Denied}) ->
-    case [Peer || #{name := Name} = Peer <- Own, not lists:member(Name, Denied)] of
-        [] -> {deny, denied, maps:get(name, hd(Own))};
-        Left ->
-            case [Name || #{name := Name, phase := open} <- Left] of
-                [First | _] -> {allow, First};
-                [] -> {deny, not_open, maps:get(name, hd(Left))}
-            end
-    end.
-
-by_rule(_Claim, [], Otherwise) ->
-    {deny, Otherwise, undefined};
-by_rule(#{direction := out}, [#{pattern := Pattern} | _], _) ->
-    {deny, not_inbound, Pattern};
-by_rule(#{hidden := false}, [#{pattern := Pattern} | _], _) ->
-    {deny, not_hidden, Pattern};
-by_rule(_Claim, [#{pattern := Pattern} | _], _) ->
-    {allow, Pattern}.
-
-owns(_Rule, any) ->
-    true;
-owns(#{identity := Expected}, Identity) ->
-    case Expected =/= <<>> andalso binary:last(Expected) of
-        $* -> starts_with(Identity, binary:part(Expected, 0, byte_size(Expected) - 1));
-        _ -> Expected =:= Identity
-    end.
-
-starts_with(Binary, Prefix) ->
-    binary:longest_common_prefix([Prefix, Binary]) =:= byte_size(Prefix).
-
-unlisted(any, _) ->
-    not_allowed;
-unlisted(Identity, Peers) ->
-    case [I || #{identity := I} <- Peers, I =:= Identity] of
-        [] -> not_allowed;
-        _ -> name_not_in_certificate
-    end.
-
-listed(Name, Policy) ->
-    case peer(Name, Policy) of
-        {ok, _} -> Name;
-        error -> undefined
-    end.
+    distsec_admission:decide(Claim, Policy).
 
 %% The entry of exactly that name.
 -spec peer(binary(), policy() | undefined) -> {ok, peer()} | error.
@@ -230,6 +150,19 @@ peers(#{peers := Peers, denied := Denied}) ->
 peers(undefined) ->
     [].
 
+%% Where a name is dialled, by the policy in force; `error` for one that is not listed, not open,
+%% denied, or without an address.
+-spec address(binary()) -> {ok, {inet:ip_address(), inet:port_number()}} | error.
+address(Name) ->
+    case [Peer || #{name := N} = Peer <- peers(in_force()), N =:= Name] of
+        [#{address := Address, port := Port} | _] ->
+            case inet:parse_strict_address(binary_to_list(Address)) of
+                {ok, Ip} -> {ok, {Ip, Port}};
+                {error, _} -> error
+            end;
+        [] -> error
+    end.
+
 %% Whether the policy in force lists that name, exactly or by a pattern, and does not deny it.
 -spec lists(binary()) -> boolean().
 lists(Name) ->
@@ -237,57 +170,40 @@ lists(Name) ->
         #{denied := Denied, rules := Rules} = Policy ->
             not lists:member(Name, Denied)
                 andalso (peer(Name, Policy) =/= error
-                         orelse [] =/= [R || #{pattern := P} = R <- Rules, glob_matches(P, Name)]);
+                         orelse lists:any(fun(#{pattern := Pattern}) ->
+                                                  distsec_admission:glob_matches(Pattern, Name)
+                                          end, Rules));
         undefined ->
             false
     end.
-
-%% `*` stands for any run of characters before the @; the host is compared exactly.
--spec glob_matches(binary(), binary()) -> boolean().
-glob_matches(Pattern, Name) ->
-    case {binary:split(Pattern, <<"@">>), binary:split(Name, <<"@">>)} of
-        {[Glob, Host], [Head, Host]} when Head =/= <<>>, Host =/= <<>> ->
-            binary:match(Host, <<"@">>) =:= nomatch
-                andalso pieces(binary:split(Glob, <<"*">>, [global]), Head);
-        _ ->
-            false
-    end.
-
-%% The first piece is anchored at the start, the last at the end, those between are found in
-%% order: no backtracking, so a hostile name costs one pass.
-pieces([Exact], Head) ->
-    Exact =:= Head;
-pieces([First | Rest], Head) ->
-    starts_with(Head, First) andalso between(Rest, after_bytes(byte_size(First), Head)).
-
-between([Last], Left) ->
-    Size = byte_size(Last),
-    byte_size(Left) >= Size
-        andalso binary:part(Left, byte_size(Left) - Size, Size) =:= Last;
-between([<<>> | Rest], Left) ->
-    between(Rest, Left);
-between([Piece | Rest], Left) ->
-    case binary:match(Left, Piece) of
-        {At, Length} -> between(Rest, after_bytes(At + Length, Left));
-        nomatch -> false
-    end.
-
-after_bytes(N, Binary) ->
-    binary:part(Binary, N, byte_size(Binary) - N).
 
 %% ---- what is in force -------------------------------------------------------------------------
 
 -spec in_force() -> policy() | undefined.
 in_force() ->
     case persistent_term:get(?KEY, undefined) of
-        #{policy := Policy} -> Policy;
+        #{policy := Policy} -> with_shells(distsec_shells:rules(), Policy);
         undefined -> undefined
     end.
 
-%% Only distsec_guard (at boot) and distsec_agent (a verified push) call this.
+with_shells([], Policy) -> Policy;
+with_shells(Shells, #{rules := Rules} = Policy) -> Policy#{rules := Shells ++ Rules}.
+
+%% Only distsec_guard (at boot) and distsec_command (a verified push) call this.
 -spec put_in_force(policy(), Digest :: binary()) -> ok.
 put_in_force(Policy, Digest) ->
-    persistent_term:put(?KEY, #{policy => Policy, digest => Digest}).
+    put_in_force(Policy, Digest, undefined).
+
+%% With the signed Document that the policy is from, which is kept as the proof of it.
+-spec put_in_force(policy(), Digest :: binary(), Document :: binary() | undefined) -> ok.
+put_in_force(Policy, Digest, Document) ->
+    persistent_term:put(?KEY, #{policy => Policy, digest => Digest, document => Document}).
+
+%% What was signed of the policy in force: an orchestrator whose own record is older than that (it
+%% was restored from a backup, say) learns from it what it has forgotten.
+-spec document() -> binary() | undefined.
+document() ->
+    maps:get(document, persistent_term:get(?KEY, #{}), undefined).
 
 %% Generation and digest of what is in force, for snapshots and heartbeats.
 -spec summary() -> #{policy_generation := non_neg_integer(),

@@ -64,7 +64,23 @@ refuses_signed_nonsense_test_() ->
      || Bad <- [#{}, maps:remove(peers, policy()), (policy())#{version => 2},
                 (policy())#{connect => sometimes}, (policy())#{denied => [a]},
                 (policy())#{peers => [#{name => <<"a@h">>}]},
-                (policy())#{rules => [#{pattern => <<"x">>}]}]].
+                (policy())#{rules => [#{pattern => <<"x">>}]},
+                with_rule(#{max_live => 0}), with_rule(#{max_live => many}),
+                with_rule(#{nodes => [a]}), with_rule(#{nodes => <<"a@h">>})]].
+
+with_rule(More) ->
+    #{rules := [Rule]} = Policy = policy(),
+    Policy#{rules => [maps:merge(Rule, More)]}.
+
+%% As in documents of before there were these.
+a_rule_that_says_no_more_is_for_eight_names_and_all_nodes_test_() ->
+    {Public, Private} = key(),
+    {ok, Policy} = distsec_policy:parse(document(policy(), Private), Public),
+    Tool = (claim())#{identities => [<<"spiffe://demo/cli/x">>], name => <<"cli-1@h">>,
+                      hidden => true, node => <<"whoever@h">>},
+    [?_assertEqual({allow, <<"cli-*@h">>}, distsec_policy:decide(Tool#{live => 7}, Policy)),
+     ?_assertEqual({deny, too_many_names, <<"cli-*@h">>},
+                   distsec_policy:decide(Tool#{live => 8}, Policy))].
 
 refuses_everybody_without_a_policy_test_() ->
     [?_assertEqual({deny, no_policy, undefined}, distsec_policy:decide(claim(), Policy))
@@ -83,7 +99,7 @@ a_clock_set_back_revives_nothing_test() ->
     ?assertEqual({deny, expired, undefined}, distsec_policy:decide(claim(), Policy)).
 
 globs_stay_before_the_at_test_() ->
-    [?_assertEqual(Expected, distsec_policy:glob_matches(Pattern, Name))
+    [?_assertEqual(Expected, distsec_admission:glob_matches(Pattern, Name))
      || {Expected, Pattern, Name} <-
             [{true, <<"cli-*@h">>, <<"cli-1@h">>}, {true, <<"cli-*@h">>, <<"cli-@h">>},
              {false, <<"cli-*@h">>, <<"cli-1@g">>}, {false, <<"cli-*@h">>, <<"cli-1@h@h">>},
@@ -95,4 +111,4 @@ globs_stay_before_the_at_test_() ->
 a_hostile_name_is_matched_in_one_pass_test() ->
     Name = <<(binary:copy(<<"a">>, 100000))/binary, "@h">>,
     Pattern = <<"*a*a*a*a*a*a*a*b@h">>,
-    ?assertNot(distsec_policy:glob_matches(Pattern, Name)).
+    ?assertNot(distsec_admission:glob_matches(Pattern, Name)).

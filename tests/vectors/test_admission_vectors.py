@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def policy_of(entry: dict[str, Any]) -> Policy:
         generation=entry["generation"],
         issued_at=entry["issued_at"],
         peers=tuple(PolicyPeer(**{**peer, "phase": Phase(peer["phase"])}) for peer in entry["peers"]),
-        rules=tuple(PolicyRule(**rule) for rule in entry["rules"]),
+        rules=tuple(PolicyRule(**{**rule, "nodes": tuple(rule.get("nodes", ()))}) for rule in entry["rules"]),
         denied=frozenset(entry["denied"]),
         revoked=frozenset(entry["revoked"]),
         connect=entry["connect"],
@@ -51,11 +52,10 @@ def policy_of(entry: dict[str, Any]) -> Policy:
 
 
 def question_of(case: dict[str, Any]) -> Question:
-    claim = {
-        **case["claim"],
-        "direction": Direction(case["claim"]["direction"]),
-        "identities": tuple(case["claim"]["identities"]),
-    }
+    claim: dict[str, Any] = {**case["claim"], "direction": Direction(case["claim"]["direction"])}
+    for key in ("identities", "names", "usages"):
+        if claim.get(key) is not None:
+            claim[key] = tuple(claim[key])
     return (POLICIES[case["policy"]] if case["policy"] else None, Claim(**claim), case["now"])
 
 
@@ -84,7 +84,8 @@ def test_vectors_are_many_distinct_and_name_every_reason_of_the_decision() -> No
     assert {case["policy"] for case in CASES} == {None, *POLICIES}
     assert {case["expect"]["reason"] for case in CASES} == {
         *("no_policy", "no_identity", "expired", "revoked", "denied", "not_allowed", "not_open"),
-        *("name_not_in_certificate", "not_hidden", "not_inbound", None),
+        *("name_not_in_certificate", "not_hidden", "not_inbound", "key_usage", "too_many_names"),
+        *("unsafe_name", None),
     }
 
 
@@ -105,7 +106,10 @@ def test_erlang_gives_the_answers_of_the_vectors(otp: Otp, agent_ebin: Path, tmp
 NODE_HEADS = ["a", "b", "cli-1", "cli-root", "", "x" * 40, "cli-\n", "ä"]
 HOSTS = ["127.0.0.1", "h", "", "h@h"]
 NAMES = [f"{head}@{host}" for head in NODE_HEADS for host in HOSTS] + ["a", "@", ""]
-IDENTITIES = ["spiffe://d/node/h/a", "spiffe://d/node/h/b", "spiffe://d/cli/x", "spiffe://d/cli/", "", "ü"]
+URIS = ["spiffe://d/node/h/a", "spiffe://d/node/h/b", "spiffe://d/cli/x", "spiffe://d/cli/", "", "ü"]
+FOREIGN = ["spiffe://d", "spiffe://de/node/h/a", "spiffe://e/x", "https://d/"]
+CERTIFICATE_NAMES = ["dns:h.example", "dns:g.example", "dn:2.5.4.3:61", "dn:2.5.4.3:62", "dns:*", "dn:"]
+IDENTITIES = [*URIS, *FOREIGN, *CERTIFICATE_NAMES]
 PATTERNS = [
     "cli-*@127.0.0.1",
     "*@h",
@@ -134,6 +138,8 @@ rules = st.builds(
     PolicyRule,
     pattern=st.sampled_from(PATTERNS) | st.text("ab-*@1.h", max_size=6),
     identity=st.sampled_from(RULE_IDENTITIES),
+    max_live=st.integers(1, 4),
+    nodes=st.sampled_from([(), (), (), ("a@h",), ("a@h", "b@h")]),
 )
 policies = st.builds(
     Policy,
@@ -158,6 +164,10 @@ claims = st.builds(
     not_after=st.none() | st.integers(0, 100),
     name=st.none() | names,
     hidden=st.sampled_from([None, True, False]),
+    names=st.lists(st.sampled_from([*CERTIFICATE_NAMES, *URIS]), max_size=3).map(tuple),
+    usages=st.sampled_from([None, (), ("client",), ("server",), ("client", "server")]),
+    live=st.none() | st.integers(0, 5),
+    node=st.sampled_from([None, "a@h", "c@h"]),
 )
 
 
@@ -168,13 +178,11 @@ def questions(draw: st.DrawFn) -> Question:
     claim = draw(claims)
     if policy and policy.peers and draw(st.booleans()):
         peer = draw(st.sampled_from(policy.peers))
-        claim = Claim(
-            claim.direction,
-            (peer.identity,),
-            claim.serial,
-            claim.not_after,
-            draw(st.sampled_from([None, peer.name])),
-        )
+        if peer.identity.startswith(("dns:", "dn:")):
+            claim = replace(claim, identities=claim.identities[1:], names=(peer.identity, *claim.names))
+        else:
+            claim = replace(claim, identities=(peer.identity,))
+        claim = replace(claim, name=draw(st.sampled_from([None, peer.name])))
     return policy, claim, draw(st.integers(0, 30))
 
 
@@ -184,7 +192,7 @@ def test_python_and_erlang_agree_about_any_policy_and_claim(
 ) -> None:
     batch: list[Question] = []
 
-    @settings(max_examples=400, deadline=None, database=None)
+    @settings(max_examples=800, deadline=None, database=None)
     @given(questions())
     def collect(question: Question) -> None:
         batch.append(question)
@@ -233,6 +241,10 @@ def erlang_claim(claim: Claim, now: int) -> Term:
         Symbol("not_after"): claim.not_after,
         Symbol("name"): claim.name.encode() if claim.name is not None else None,
         Symbol("hidden"): claim.hidden,
+        Symbol("names"): [name.encode() for name in claim.names],
+        Symbol("usages"): None if claim.usages is None else [Symbol(usage) for usage in claim.usages],
+        Symbol("live"): claim.live,
+        Symbol("node"): None if claim.node is None else claim.node.encode(),
         Symbol("now"): now,
     }
 
