@@ -81,7 +81,7 @@ handshake(Id, Socket, Family, Kernel) ->
         {ok, Ssl} ->
             case distsec_handshake:admitted(Id, Ssl) of
                 true -> give(Id, Ssl, Family, Kernel);
-                false -> ssl:close(Ssl)
+                false -> distsec_tls:close(Ssl)
             end;
         {error, Why} ->
             {Reason, Detail} = distsec_tls:failure(Why),
@@ -108,12 +108,12 @@ give(Id, Ssl, Family, Kernel) ->
                 _ ->
                     Pid ! {self(), exit},
                     distsec_attempts:refuse(Id, closed, #{}),
-                    ssl:close(Ssl)
+                    distsec_tls:close(Ssl)
             end;
         {Kernel, unsupported_protocol} ->
             distsec_attempts:refuse(Id, handshake_failed, #{detail => <<"unsupported_protocol">>}),
-            ssl:close(Ssl)
+            distsec_tls:close(Ssl)
     after ?HANDOVER_MS ->
             distsec_attempts:refuse(Id, handshake_timeout, #{}),
-            ssl:close(Ssl)
+            distsec_tls:close(Ssl)
     end.

@@ -121,7 +121,8 @@ connect(State) ->
     Path = filename:join(distsec_guard:directory(), "agent.sock"),
     Options = [local, binary, {packet, 4}, {packet_size, ?MAX_FRAME_BYTES}, {active, once},
                {send_timeout, 2000}, {send_timeout_close, true}],
-    case gen_tcp:connect({local, Path}, 0, Options, 1000) of
+    %% A path beyond 107 bytes is a badarg; it must not end this process, and in the end those beside it.
+    case try gen_tcp:connect({local, Path}, 0, Options, 1000) catch exit:badarg -> {error, badarg} end of
         {ok, Socket} ->
             erlang:send_after(?OPENING_MS, self(), {opening_deadline, Socket}),
             Agent = self(),

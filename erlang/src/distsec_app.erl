@@ -1,6 +1,6 @@
 %% Starts the agent's processes at boot, from the guard: in a node that knows nothing of distsec
 %% there is no application to start them. They hang on a process of their own, linked to nothing,
-%% that holds the tables; if the supervisor gives up it starts another after a pause, and the
+%% that holds the tables; if a supervisor gives up it starts another after a pause, and the
 %% guard (verify_fun, cookies, policy) does not need any of them.
 -module(distsec_app).
 
@@ -11,6 +11,7 @@
 %% Returns when the tables are there, so that nothing is lost of what follows.
 -spec boot() -> ok.
 boot() ->
+    ok = hold_code(),
     {Pid, Reference} = spawn_monitor(fun hold/0),
     Pid ! {ready, self()},
     receive
@@ -24,27 +25,43 @@ boot() ->
 booted() ->
     whereis(?MODULE) =/= undefined.
 
+%% Loads all of the agent's modules, and none of them a second time: a link runs in code of the
+%% carrier, and ends when that is replaced twice. So neither c:l/1 nor an upgrade of a release nor
+%% what an upgrade of distsec put on the disk meanwhile replaces any; a restart of the node does.
+hold_code() ->
+    Directory = filename:dirname(code:which(?MODULE)),
+    {ok, Files} = erl_prim_loader:list_dir(Directory),
+    Modules = [list_to_atom(filename:rootname(File))
+               || File <- Files, lists:prefix("distsec_", File), lists:suffix(".beam", File)],
+    ok = code:ensure_modules_loaded(Modules),
+    ok = code:stick_dir(Directory).
+
 hold() ->
     true = register(?MODULE, self()),
     process_flag(trap_exit, true),
     ok = distsec_ring:new(),
     ok = distsec_links:new(),
     ok = distsec_attempts:new(),
+    ok = distsec_futile:new(),
+    ok = distsec_shells:new(),
     receive {ready, Boot} -> Boot ! {self(), ready} end,
-    hold(start()).
+    hold(maps:from_list([{start(Part), Part} || Part <- [guard, agent]])).
 
 %% Tries until it is there: the tables must not go because a process could not be started.
-start() ->
-    case distsec_sup:start_link() of
+start(Part) ->
+    case distsec_sup:start_link(Part) of
         {ok, Supervisor} -> Supervisor;
-        _ -> receive after ?PAUSE_MS -> start() end
+        _ -> receive after ?PAUSE_MS -> start(Part) end
     end.
 
-hold(Supervisor) ->
+hold(Supervisors) ->
     receive
-        {'EXIT', Supervisor, _} ->
-            receive after ?PAUSE_MS -> ok end,
-            hold(start());
+        {'EXIT', Supervisor, _} when is_map_key(Supervisor, Supervisors) ->
+            {Part, Left} = maps:take(Supervisor, Supervisors),
+            erlang:send_after(?PAUSE_MS, self(), {start, Part}),
+            hold(Left);
+        {start, Part} ->
+            hold(Supervisors#{start(Part) => Part});
         _ ->
-            hold(Supervisor)
+            hold(Supervisors)
     end.

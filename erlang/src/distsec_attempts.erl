@@ -31,9 +31,9 @@
 -define(MAX_OF_SOURCE, 64).
 %% net_kernel gives the whole handshake `net_setuptime` (7 s); what hangs beyond that is ended here.
 -define(DEADLINE_MS, 15000).
-%% How far apart two attempts of a pair begin that meet: each may last as long as `net_setuptime`.
--define(AT_ONCE_MS, 7000).
-%% How far two attempts of one pair may lie apart to have crossed.
+%% Live names: more than any rule lets a certificate have.
+-define(NOBODY_KNOWS, 1000000).
+%% How far two attempts of one pair may lie apart to have crossed: each may last as long.
 -define(CROSSING_MS, 7000).
 %% What was told to go away and has not is killed.
 -define(GRACE_MS, 1000).
@@ -138,17 +138,22 @@ of_controller(Controller) ->
         [] -> error
     end.
 
-%% How many other names of a certificate a rule has admitted that are still there. Those that came later
-%% count as well: of two that are admitted at once each sees the other at its last gate.
+%% How many other names of a certificate a rule has admitted that are still there, or came to nothing
+%% just now. Those that came later count as well: of two that are admitted at once each sees the other at
+%% its last gate.
 -spec live(id(), Serial :: binary(), Rule :: binary()) -> non_neg_integer().
 live(Id, Serial, Rule) ->
     Mine = case facts(Id) of
                #{name := Name} -> Name;
                _ -> undefined
            end,
-    length(lists:usort([Name || {Other, _, Stage, #{serial := S, rule := R, name := Name}} <- all(),
-                                Other =/= Id, S =:= Serial, R =:= Rule, Name =/= Mine,
-                                Stage =:= named orelse Stage =:= up])).
+    There = [Name || {Other, _, Stage, #{serial := S, rule := R, name := Name}} <- all(),
+                     Other =/= Id, S =:= Serial, R =:= Rule,
+                     Stage =:= named orelse Stage =:= up],
+    case distsec_futile:names(Serial, Rule) of
+        full -> ?NOBODY_KNOWS;
+        Futile -> length(lists:usort(There ++ Futile) -- [Mine])
+    end.
 
 %% Ends every attempt, pending or up, that Denied answers with {deny, Reason, Rule}; what was
 %% pending is told of as refused, what was up is the watcher's to tell.
@@ -284,19 +289,25 @@ ended(Id, Why, State) ->
                 end;
             _ -> ok
         end,
+    _ = case ets:lookup(?TABLE, Id) of
+            [{_, _, _, named, #{direction := in, serial := Serial, rule := Rule, name := Name}}]
+              when Rule =/= undefined, Rule =/= Name ->
+                distsec_futile:add(Serial, Rule, Name);
+            _ -> ok
+        end,
     ets:delete(?TABLE, Id),
     Next.
 
 %% Two nodes that dial each other at once give up one of the two (net_kernel, accept_pending): what is
 %% closed while there is an attempt the other way, begun at about the same time, is no refusal. By its
 %% certificate a rule or name of the policy admitted it.
-quiet(Id, closed, #{rule := Rule, direction := Direction, started_ms := Started}) when Rule =/= undefined ->
-    lists:any(fun({Other, _, _, #{direction := Way, started_ms := At} = Facts}) ->
-                      Other =/= Id andalso Way =/= Direction andalso abs(At - Started) =< ?AT_ONCE_MS
+crossed(#{rule := Rule, direction := Direction, started_ms := Started}) when Rule =/= undefined ->
+    lists:any(fun({_, _, _, #{direction := Way, started_ms := At} = Facts}) ->
+                      Way =/= Direction andalso abs(At - Started) =< ?CROSSING_MS
                           andalso (maps:get(rule, Facts, undefined) =:= Rule
                                    orelse maps:get(name, Facts, undefined) =:= Rule)
               end, all());
-quiet(_, _, _) ->
+crossed(_) ->
     false.
 
 closed(Id, #{half_open := HalfOpen} = State) ->

@@ -9,8 +9,7 @@
 run(policy, #{document := Document} = Arguments) when is_binary(Document) ->
     case distsec_policy:parse(Document, distsec_guard:policy_key()) of
         {ok, Policy} ->
-            apply_policy(Policy, distsec_policy:digest(Document),
-                         maps:get(cookies, Arguments, #{}));
+            apply_policy(Policy, Document, maps:get(cookies, Arguments, #{}));
         {error, Reason} ->
             rejected(Reason)
     end;
@@ -19,35 +18,58 @@ run(disconnect, #{peer := Peer}) when is_binary(Peer) ->
         still_up -> {error, #{reason => links_remain, detail => Peer}};
         Done -> {ok, #{detail => distsec_report:text(Done)}}
     end;
+run(admit_shell, #{name := Name, identity := Identity, seconds := Seconds})
+  when is_binary(Name), is_binary(Identity), is_integer(Seconds), Seconds > 0 ->
+    case distsec_shells:admit(Name, Identity, Seconds) of
+        ok -> {ok, #{}};
+        {error, Why} -> {error, #{reason => busy, detail => distsec_report:text(Why)}}
+    end;
+run(end_shell, #{name := Name}) when is_binary(Name) ->
+    ok = distsec_shells:ended(Name),
+    run(disconnect, #{peer => Name});
 run(status, _) ->
     {ok, distsec_snapshot:take()};
+run(document, _) ->
+    case distsec_policy:document() of
+        undefined -> {error, #{reason => unknown}};
+        Document -> {ok, #{document => Document}}
+    end;
 run(stop, _) ->
     {ok, #{}};
 run(_, _) ->
     {error, #{reason => unknown}}.
 
-apply_policy(#{cluster := Cluster, generation := Generation} = Policy, Digest, Cookies) ->
+apply_policy(#{cluster := Cluster, generation := Generation} = Policy, Document, Cookies) ->
     #{policy_generation := Current, policy_digest := InForce} = distsec_policy:summary(),
+    Digest = distsec_policy:digest(Document),
     case maps:get(cluster, distsec_guard:guard()) of
-        Cluster when Digest =:= InForce -> put_in_force(Policy, Digest, Cookies);
-        Cluster when Generation > Current -> put_in_force(Policy, Digest, Cookies);
+        Cluster when Digest =:= InForce -> put_in_force(Policy, Document, Digest, Cookies);
+        Cluster when Generation > Current ->
+            case Generation >= distsec_guard:floor() of
+                true -> put_in_force(Policy, Document, Digest, Cookies);
+                false -> rejected(rollback)
+            end;
         Cluster -> rejected(generation);
         _ -> rejected(cluster)
     end.
 
 %% The order matters. The policy comes first, so that no new handshake passes; then the cookies,
 %% so that a handshake which passed already fails at its challenge; then what is pending or up is
-%% ended, and nodedown awaited, before anybody is told that it is done.
-put_in_force(#{generation := Generation} = Policy, Digest, Cookies) ->
+%% ended, and nodedown awaited; then the mark, so that no older policy is ever taken again; and only
+%% then is anybody told that it is done.
+put_in_force(#{generation := Generation} = Policy, Document, Digest, Cookies) ->
     Before = distsec_policy:in_force(),
-    ok = distsec_policy:put_in_force(Policy, Digest),
+    ok = distsec_policy:put_in_force(Policy, Digest, Document),
     set_cookies(Cookies),
     spoil_cookies(admitted(Before) -- admitted(Policy)),
     Left = distsec_watch:enforce(?DOWN_MS),
+    Marked = distsec_mark:raise(distsec_guard:directory(), Generation),
     distsec_connect:refresh(),
     distsec_report:critical(policy_applied, #{generation => Generation, digest => Digest}),
-    case Left of
-        [] -> {ok, #{generation => Generation, digest => Digest}};
+    case {Left, Marked} of
+        {[], ok} -> {ok, #{generation => Generation, digest => Digest}};
+        {[], {error, Why}} -> {error, #{reason => not_persisted,
+                                        detail => distsec_report:text(Why)}};
         _ -> {error, #{reason => links_remain,
                        detail => distsec_report:text(iolist_to_binary(lists:join($\s, Left)))}}
     end.

@@ -31,14 +31,19 @@ listen_port_please(_Name, _Host) ->
                  end, Peers),
     {ok, maps:get(port, distsec_guard:guard())}.
 
-%% The creation tells this run of the node from earlier ones (erl_epmd:register_node/3).
--spec register_node(term(), term()) -> {ok, pos_integer()}.
-register_node(_Name, _Port) ->
+%% The creation tells this run of the node from earlier ones (erl_epmd:register_node/3). It is ours
+%% even where epmd knows the node too: epmd's begins anew when epmd does.
+-spec register_node(term(), inet:port_number()) -> {ok, pos_integer()}.
+register_node(_Name, Port) ->
     ok = distsec_guard:ensure(),
+    ok = registers(distsec_guard:guard(), Port),
     <<Random:31>> = <<(crypto:strong_rand_bytes(4)):31/bitstring>>,
     {ok, 4 + Random}.
 
--spec register_node(term(), term(), term()) -> {ok, pos_integer()}.
+registers(#{epmd := loopback}, Port) -> distsec_registrar:listening(Port);
+registers(_, _Port) -> ok.
+
+-spec register_node(term(), inet:port_number(), term()) -> {ok, pos_integer()}.
 register_node(Name, Port, _Family) ->
     register_node(Name, Port).
 

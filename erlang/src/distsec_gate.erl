@@ -21,7 +21,7 @@
 first_frame(Frame) ->
     case named(Frame, ?HEADER_BYTES) of
         {ok, Flags, Name} when Flags band ?DFLAG_NAME_ME =:= 0 ->
-            case safe(Name) of
+            case distsec_admission:safe_name(Name) of
                 true -> {ok, Name, Flags band ?DFLAG_PUBLISHED =:= 0};
                 false -> {error, unsafe_name, printable(Name)}
             end;
@@ -46,15 +46,6 @@ named(Frame, Header) when byte_size(Frame) >= Header ->
     end;
 named(_, _) ->
     error.
-
-%% name@host of visible ASCII, as node names of this cluster are.
-safe(Name) ->
-    byte_size(Name) =< ?MAX_NAME_BYTES
-        andalso lists:all(fun(Byte) -> Byte > $\s andalso Byte < 127 end, binary_to_list(Name))
-        andalso case binary:split(Name, <<"@">>, [global]) of
-                    [Head, Host] -> Head =/= <<>> andalso Host =/= <<>>;
-                    _ -> false
-                end.
 
 %% Any bytes as bounded ASCII, for people.
 -spec printable(binary()) -> binary().

@@ -7,15 +7,15 @@
 
 -include_lib("kernel/include/file.hrl").
 
--export([ensure/0, guard/0, directory/0, cookies/0, policy_key/0, floor/0, started/0, launch/0]).
--export([check/2, usable/4, halt_with/2]).
+-export([ensure/0, guard/0, directory/0, node_name/0, cookies/0, policy_key/0, floor/0, started/0, launch/0]).
+-export([check/2, usable/3, halt_with/2]).
 
 -export_type([guard/0]).
 
 -type guard() :: #{version := 1, node := binary(), cluster := binary(), proto_dist := string(),
                    optfile := binary() | undefined, optfile_sha256 := binary() | undefined,
                    interface := inet:ip_address(), port := inet:port_number(),
-                   policy_key := binary(), atom() => term()}.
+                   policy_key := binary(), kind => shell, atom() => term()}.
 -type found() :: #{arguments := [{atom(), [string()]}], interface := term(),
                    optfile_sha256 := binary() | undefined}.
 
@@ -35,7 +35,7 @@ check(#{proto_dist := Proto, node := Node} = Guard, #{arguments := Arguments} = 
         fun() -> absent(ssl_dist_opt, Values(ssl_dist_opt)) end,
         fun() -> absent(setcookie, Values(setcookie)) end,
         fun() -> once(no_epmd, Values(no_epmd), "false") end,
-        fun() -> absent(dist_listen, Values(dist_listen)) end,
+        fun() -> listens(Guard, Values(dist_listen)) end,
         fun() -> name(binary_to_list(Node), Values(name), Values(sname)) end,
         fun() -> resolver(Values(epmd_module)) end,
         fun() -> interface(Guard, Found) end
@@ -73,6 +73,10 @@ absent(setcookie, _) ->
             "distsec sets the cookies", []);
 absent(Flag, Values) ->
     differs(Flag, "-~s may not be given and is given as ~0p; take it out", [Flag, Values]).
+
+%% The VM of `distsec shell` dials one node and listens to nobody.
+listens(#{kind := shell}, Values) -> once(dist_listen, Values, "false");
+listens(_, Values) -> absent(dist_listen, Values).
 
 %% erl_distribution:start_link/0 takes -sname before -name, and the first of several.
 name(Node, Names, Snames) ->
@@ -120,7 +124,8 @@ ensure() ->
                 error:undef:Stack ->
                     halt_node(Directory, missing_library,
                               ["a library is not there: ", missing(Stack), "; the runtime needs "
-                               "crypto, public_key, asn1 and ssl beside kernel and stdlib"]);
+                               "crypto, public_key, asn1 and ssl beside kernel and stdlib; a "
+                               "release without them gets them by otp_libraries in its [[nodes]]"]);
                 Class:Why ->
                     halt_node(Directory, internal, io_lib:format("~0P", [{Class, Why}, 20]))
             end;
@@ -151,7 +156,18 @@ boot(Directory) ->
     ok = distsec_count:new(),
     Loaded = load_policy(Directory),
     ok = distsec_app:boot(),
+    ok = dials_only(Guard),
     tell_loaded(Loaded).
+
+%% The carrier's options, which distsec_dist:listen/2 loads otherwise. Its self-check is for nodes: a
+%% shell's certificate is none of a server.
+dials_only(#{kind := shell, proto_dist := "distsec"}) ->
+    case distsec_tls:load() of
+        ok -> ok;
+        {error, Text} -> halt_node(directory(), tls_options, Text)
+    end;
+dials_only(_) ->
+    ok.
 
 found(Guard) ->
     #{arguments => init:get_arguments(),
@@ -166,8 +182,8 @@ optfile_digest(#{optfile := Path}) ->
         {error, _} -> undefined
     end.
 
-%% A policy that cannot be used leaves none in force, which admits nobody (or, after init:restart/0,
-%% the one that is); the orchestrator sees it in the snapshot and pushes a good one.
+%% A policy that cannot be used leaves none in force, which admits nobody; the orchestrator sees
+%% it in the snapshot and pushes a good one.
 load_policy(Directory) ->
     case prim_file:read_file(filename:join(Directory, "policy.term")) of
         {ok, Document} when byte_size(Document) =< ?MAX_FILE_BYTES ->
@@ -182,8 +198,7 @@ load_policy(Directory) ->
     end.
 
 take_policy(Directory, #{generation := Generation} = Policy, Document) ->
-    #{policy_generation := InForce} = distsec_policy:summary(),
-    case usable(Generation, guard(), distsec_mark:read(Directory), InForce) of
+    case usable(Generation, guard(), distsec_mark:read(Directory)) of
         ok ->
             case not is_map_key(floor, guard()) orelse distsec_mark:raise(Directory, Generation) of
                 {error, Why} ->
@@ -197,16 +212,16 @@ take_policy(Directory, #{generation := Generation} = Policy, Document) ->
 
 %% Whether a policy of that generation may be put in force. `floor` in the guard is the lowest that
 %% the orchestrator knew it would ever have to be when it wrote that file; Mark is what the node
-%% itself remembers, which must be there where the orchestrator made it; InForce survives an
-%% init:restart/0. A signature says nothing of this: an old policy is as well signed as a new one.
--spec usable(non_neg_integer(), map(), {ok, non_neg_integer()} | error, non_neg_integer()) ->
+%% itself remembers, which must be there where the orchestrator made it. A signature says nothing of
+%% this: an old policy is as well signed as a new one.
+-spec usable(non_neg_integer(), map(), {ok, non_neg_integer()} | error) ->
           ok | {rejected, rollback | no_mark, io_lib:chars()}.
-usable(_, #{floor := _}, error, _) ->
+usable(_, #{floor := _}, error) ->
     {rejected, no_mark, "policy.mark is missing or unreadable; the orchestrator makes it anew at "
      "its next start"};
-usable(Generation, Guard, Mark, InForce) ->
+usable(Generation, Guard, Mark) ->
     Marked = case Mark of {ok, M} -> M; error -> 0 end,
-    case lists:max([maps:get(floor, Guard, 0), Marked, InForce]) of
+    case max(maps:get(floor, Guard, 0), Marked) of
         Least when Generation >= Least -> ok;
         Least -> {rejected, rollback, io_lib:format("policy.term has generation ~b, and ~b is the "
                                                     "least that may be", [Generation, Least])}
@@ -282,6 +297,14 @@ tell(File, Line) ->
 -spec guard() -> guard().
 guard() ->
     maps:get(guard, persistent_term:get(?KEY)).
+
+%% The name of this node, before net_kernel knows it as well; undefined where there is no guard.
+-spec node_name() -> binary() | undefined.
+node_name() ->
+    case persistent_term:get(?KEY, undefined) of
+        #{guard := #{node := Name}} -> Name;
+        _ -> undefined
+    end.
 
 -spec directory() -> string().
 directory() ->

@@ -7,7 +7,7 @@
 -include_lib("kernel/include/net_address.hrl").
 
 -export([new/0, remember/3, session/1, own_session/0, sweep/0, end_sessions/1]).
--export([put/2, take/1, find/1, all/0, shown/1, describe/2, tls_details/1, cipher/1]).
+-export([put/2, take/1, find/1, all/0, receiver/1, owner/1, shown/1, describe/2, tls_details/1, cipher/1]).
 
 -export_type([link/0]).
 
@@ -33,12 +33,10 @@ new() ->
 -spec remember(address() | undefined, in | out, map()) -> ok.
 remember(undefined, _, _) ->
     ok;
-remember(Address, Direction, #{identities := [Identity]} = Shown) ->
+remember(Address, Direction, Peer) ->
     case ets:info(?SESSIONS, size) of
         Size when is_integer(Size), Size < ?MAX_SESSIONS ->
-            Session = (maps:with([serial, issuer, not_after, rule], Shown))
-                #{identity => Identity, direction => Direction, process => self()},
-            ets:insert(?SESSIONS, {Address, Session}),
+            ets:insert(?SESSIONS, {Address, Peer#{direction => Direction, process => self()}}),
             ok;
         _ ->
             ok
@@ -107,9 +105,11 @@ sweep() ->
 %% Ends the sessions, pending handshakes among them, for which Denied says true.
 -spec end_sessions(fun((map()) -> boolean())) -> ok.
 end_sessions(Denied) ->
+    Up = maps:from_list([{receiver(Node), Node} || Node <- nodes(connected)]),
     ets:foldl(fun({_, #{process := Pid} = Session} = Entry, ok) ->
                       _ = Denied(Session)
-                          andalso exit(Pid, kill)
+                          andalso (is_map_key(Pid, Up) andalso distsec_parting:quietly(map_get(Pid, Up))
+                                   orelse exit(Pid, kill))
                           andalso ets:delete_object(?SESSIONS, Entry),
                       ok
               end, ok, ?SESSIONS).
@@ -140,6 +140,25 @@ find(Node) ->
 all() ->
     [Link || {_, Link} <- ets:tab2list(?LINKS)].
 
+%% The process that receives for a link: it owns the link's socket.
+-spec receiver(node()) -> pid() | undefined.
+receiver(Node) ->
+    case known(Node) of
+        {_, {ok, #{process := Pid}}} -> Pid;
+        {_, {ok, #{socket := Socket}}} -> owner(Socket);
+        _ -> undefined
+    end.
+
+%% Of a socket that has not gone.
+-spec owner(gen_tcp:socket() | undefined) -> pid() | undefined.
+owner(Socket) when is_port(Socket) ->
+    case erlang:port_info(Socket, connected) of
+        {connected, Pid} -> Pid;
+        undefined -> undefined
+    end;
+owner(_) ->
+    undefined.
+
 %% What is told of a link (docs/port-protocol.md).
 -spec shown(link()) -> link().
 shown(Link) ->
@@ -155,8 +174,8 @@ describe(Node, NodeType) ->
              tls_version => undefined, cipher => undefined},
     case Found of
         {ok, Session} ->
-            {maps:merge(Base, maps:with([identity, identities, names, issuer, serial, not_after,
-                                         direction, tls_version, cipher], Session)),
+            {maps:merge(Base, maps:with([identity, identities, names, usages, issuer, serial,
+                                         not_after, direction, tls_version, cipher], Session)),
              Session};
         error ->
             {Base#{identity => undefined, identities => [], names => [], issuer => undefined, serial => undefined,

@@ -1,15 +1,29 @@
-%% The agent's processes. Each can start again without the others.
+%% The agent's processes, under two supervisors: what admission needs, and what talks to the orchestrator.
+%% Each process can start again without the others, and nothing that happens to the second kind ends one
+%% of the first.
 -module(distsec_sup).
 -behaviour(supervisor).
 
--export([start_link/0, init/1]).
+-export([start_link/1, init/1]).
 
--spec start_link() -> {ok, pid()} | ignore | {error, term()}.
-start_link() ->
-    supervisor:start_link({local, ?MODULE}, ?MODULE, []).
+-type part() :: guard | agent.
 
--spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
-init([]) ->
+-spec start_link(part()) -> {ok, pid()} | ignore | {error, term()}.
+start_link(Part) ->
+    supervisor:start_link({local, name(Part)}, ?MODULE, Part).
+
+name(guard) -> distsec_guard_sup;
+name(agent) -> ?MODULE.
+
+-spec init(part()) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
+init(Part) ->
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
           [#{id => Module, start => {Module, start_link, []}, shutdown => 1000}
-           || Module <- [distsec_attempts, distsec_watch, distsec_connect, distsec_agent]]}}.
+           || Module <- children(Part, distsec_guard:guard())]}}.
+
+children(guard, _) ->
+    [distsec_attempts, distsec_watch];
+children(agent, #{kind := shell}) ->
+    []; % the VM of `distsec shell` has no orchestrator of its own to talk to, and dials one node once
+children(agent, _) ->
+    [distsec_connect, distsec_registrar, distsec_shells, distsec_agent].

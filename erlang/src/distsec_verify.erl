@@ -57,7 +57,9 @@ by_policy(#{role := Role} = State,
           #{serial := Serial, not_after := NotAfter, identities := Identities} = Identity) ->
     Started = erlang:monotonic_time(),
     Decision = distsec_policy:decide(#{direction => direction(Role), identities => Identities,
-                                       names => maps:get(names, Identity, []), live => 0,
+                                       names => maps:get(names, Identity),
+                                       usages => maps:get(usages, Identity),
+                                       node => distsec_guard:node_name(),
                                        serial => Serial, not_after => NotAfter,
                                        name => undefined, hidden => undefined,
                                        now => os:system_time(second)},
@@ -65,7 +67,8 @@ by_policy(#{role := Role} = State,
     distsec_count:check(action(Role), element(1, Decision), erlang:monotonic_time() - Started),
     case Decision of
         {allow, Rule} ->
-            distsec_links:remember(peer_of_self(), direction(Role), Identity#{rule => Rule}),
+            distsec_links:remember(peer_of_self(), direction(Role),
+                                   (session(Identity))#{rule => Rule}),
             {valid, State};
         {deny, Reason, Rule} ->
             refuse(State, Reason, Identity, #{rule => Rule})
@@ -74,7 +77,7 @@ by_policy(#{role := Role} = State,
 %% What an attempt or a link knows of its peer's certificate; `identity` is the one that is shown.
 -spec session(distsec_identity:identity()) -> map().
 session(Identity) ->
-    (maps:with([identities, names, serial, issuer, not_after], Identity))
+    (maps:with([identities, names, usages, serial, issuer, not_after], Identity))
         #{identity => distsec_identity:shown(Identity)}.
 
 refuse(#{selfcheck := _}, Reason, _, _) ->
@@ -83,16 +86,13 @@ refuse(#{attempt := Id}, Reason, Identity, Fields) ->
     distsec_attempts:learn(Id, session(Identity)),
     distsec_attempts:refuse(Id, Reason, Fields),
     {fail, {distsec, Reason}};
-refuse(#{role := Role}, Reason, #{identities := Identities, serial := Serial}, Fields) ->
+refuse(#{role := Role}, Reason, #{serial := Serial} = Identity, Fields) ->
     %% The alert that TLS logs for this is the same refusal: distsec_handler passes it over.
     put(?REPORTED, true),
-    Shown = case Identities of
-                [] -> undefined;
-                [First | _] -> First
-            end,
     distsec_report:refusal(direction(Role), Reason,
                            Fields#{address => distsec_report:address(peer_of_self()),
-                                   identity => Shown, serial => Serial}),
+                                   identity => distsec_identity:shown(Identity),
+                                   serial => Serial}),
     {fail, {distsec, Reason}}.
 
 %% Whether this TLS process has reported why it fails.

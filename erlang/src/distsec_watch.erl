@@ -26,6 +26,7 @@ start_link() ->
 %% Returns the peers that are still up at the deadline.
 -spec enforce(TimeoutMs :: pos_integer()) -> [binary()].
 enforce(TimeoutMs) ->
+    _ = distsec_parting:leave_if_denied(),
     distsec_links:end_sessions(fun(Session) -> element(1, decide(Session)) =:= deny end),
     gen_server:call(?MODULE, audit, TimeoutMs), % so that the link_down of each says why
     distsec_attempts:end_denied(fun decide/1),
@@ -39,7 +40,7 @@ disconnect(Peer, TimeoutMs) ->
         [] ->
             not_connected;
         [Node] ->
-            gen_server:cast(?MODULE, {kick, Node}),
+            gen_server:cast(?MODULE, {disconnect, Node}),
             Deadline = erlang:monotonic_time(millisecond) + TimeoutMs,
             case await_down(fun() -> [P || #{peer := P} <- distsec_links:all(), P =:= Peer] end,
                             Deadline) of
@@ -87,8 +88,8 @@ again(State) ->
 handle_call(audit, _From, State) ->
     {reply, ok, audit(State)}.
 
--spec handle_cast({kick, node()}, state()) -> {noreply, state()}.
-handle_cast({kick, Node}, State) ->
+-spec handle_cast({disconnect, node()}, state()) -> {noreply, state()}.
+handle_cast({disconnect, Node}, State) ->
     {noreply, kick(Node, State)}.
 
 -spec handle_info(term(), state()) -> {noreply, state()}.
@@ -219,7 +220,8 @@ audit_node(Node, #{settling := Settling} = State) ->
                     %% The policy changed, or the certificate's time ran out: no violation, but
                     %% the link ends. Its nodedown is the event.
                     distsec_links:put(Node, judged(Link, Decision)),
-                    kick(Node, State)
+                    distsec_connect:ejected(),
+                    kick(Node, quietly, State)
             end
     end.
 
@@ -233,7 +235,8 @@ decide(#{identity := Identity, direction := Direction} = Shown) ->
     distsec_policy:decide(
       #{direction => case Direction of undefined -> in; _ -> Direction end,
         identities => maps:get(identities, Shown, [Identity || Identity =/= undefined]),
-        names => maps:get(names, Shown, []), live => 0,
+        names => maps:get(names, Shown, []), usages => maps:get(usages, Shown, undefined),
+        node => distsec_guard:node_name(),
         serial => maps:get(serial, Shown), not_after => maps:get(not_after, Shown),
         name => maps:get(peer, Shown, maps:get(name, Shown, undefined)), hidden => maps:get(hidden, Shown, undefined),
         now => os:system_time(second)},
@@ -254,18 +257,21 @@ count(_, Decision, Took) ->
 
 %% erlang:disconnect_node/1 at nodeup may answer false, with the peer still connected, because
 %% net_kernel has not marked the connection up yet. So it is asked again until the node is down.
-kick(Node, #{kickers := Kickers} = State) ->
+kick(Node, State) ->
+    kick(Node, openly, State).
+
+kick(Node, How, #{kickers := Kickers} = State) ->
     case Kickers of
         #{Node := _} ->
             State;
         _ ->
-            {Pid, _} = spawn_opt(fun() -> kick_until_down(Node) end, [monitor, {priority, max}]),
+            {Pid, _} = spawn_opt(fun() -> kick_until_down(Node, How) end, [monitor, {priority, max}]),
             State#{kickers := Kickers#{Node => Pid}}
     end.
 
-kick_until_down(Node) ->
-    _ = erlang:disconnect_node(Node),
+kick_until_down(Node, How) ->
+    _ = How =:= quietly andalso distsec_parting:quietly(Node) orelse erlang:disconnect_node(Node),
     case lists:member(Node, nodes(connected)) of
-        true -> receive after ?KICK_EVERY_MS -> kick_until_down(Node) end;
+        true -> receive after ?KICK_EVERY_MS -> kick_until_down(Node, openly) end;
         false -> ok
     end.

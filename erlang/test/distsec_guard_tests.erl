@@ -56,3 +56,10 @@ in_development_there_is_no_optfile_test() ->
     Optfile = Arguments ++ [{ssl_dist_optfile, ["/d/dist.conf"]}],
     ?assertMatch({error, ssl_dist_optfile, _},
                  distsec_guard:check(Guard, Found#{arguments => Optfile})).
+
+the_vm_of_a_shell_listens_to_nobody_test() ->
+    Guard = (guard())#{kind => shell},
+    Silent = {dist_listen, ["false"]},
+    ?assertEqual(ok, distsec_guard:check(Guard, found(arguments() ++ [Silent]))),
+    [?assertMatch({error, dist_listen, _}, distsec_guard:check(Guard, found(arguments() ++ Flags)))
+     || Flags <- [[], [{dist_listen, ["true"]}], [Silent, Silent]]].

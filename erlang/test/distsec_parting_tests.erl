@@ -1,0 +1,102 @@
+%% A link that is ended quietly, with a socket that is real and processes that stand for ssl's.
+-module(distsec_parting_tests).
+-include_lib("eunit/include/eunit.hrl").
+
+-define(PEER, <<"x@h">>).
+
+link() ->
+    {ok, Listen} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}, binary, {active, false}]),
+    {ok, Port} = inet:port(Listen),
+    {ok, Peer} = gen_tcp:connect({127, 0, 0, 1}, Port, [binary, {active, false}]),
+    {ok, Socket} = gen_tcp:accept(Listen),
+    Controller = spawn(fun forever/0),
+    Test = self(),
+    %% As the TLS receiver does it: takes in what comes, and ends when its controller does.
+    Receiver = spawn(fun() ->
+                             receive go -> ok end,
+                             Monitor = monitor(process, Controller),
+                             ok = inet:setopts(Socket, [{active, true}]),
+                             receive_all(Test, Controller, Monitor)
+                     end),
+    ok = gen_tcp:controlling_process(Socket, Receiver),
+    Receiver ! go,
+    ok = gen_tcp:send(Peer, "before"),
+    receive {took, <<"before">>} -> ok end,
+    {Peer, Socket, Controller, Receiver}.
+
+forever() ->
+    receive never -> ok end.
+
+%% What it takes in is delivered only while the link is there (erlang:dist_ctrl_put_data/2).
+receive_all(Test, Controller, Monitor) ->
+    receive
+        {tcp, _, Bytes} ->
+            _ = is_process_alive(Controller) andalso (Test ! {took, Bytes}),
+            receive_all(Test, Controller, Monitor);
+        {'DOWN', Monitor, _, _, _} -> ok
+    end.
+
+in_force(Generation, Denied) ->
+    distsec_policy:put_in_force(
+      #{generation => Generation, denied => Denied, rules => [], revoked => [], connect => none,
+        peers => [#{name => ?PEER, identity => <<>>, phase => open, address => undefined,
+                    port => undefined}]},
+      <<>>, <<>>).
+
+closed_after(Peer) ->
+    Began = erlang:monotonic_time(millisecond),
+    {error, closed} = gen_tcp:recv(Peer, 0, 5000),
+    erlang:monotonic_time(millisecond) - Began.
+
+%% The control: this is what the peer notices at once.
+a_link_whose_controller_is_killed_closes_its_socket_test() ->
+    {Peer, _, Controller, _} = link(),
+    exit(Controller, kill),
+    ?assert(closed_after(Peer) < 500).
+
+a_quiet_end_takes_nothing_more_in_and_closes_the_socket_a_second_later_test() ->
+    in_force(7, [?PEER]),
+    {Peer, Socket, Controller, Receiver} = link(),
+    Monitor = monitor(process, Controller),
+    ?assert(distsec_parting:quietly(?PEER, Controller, distsec_links:owner(Socket))),
+    receive {'DOWN', Monitor, _, _, Why} -> ?assertEqual(disconnect, Why) end,
+    ok = gen_tcp:send(Peer, "after"),
+    Took = closed_after(Peer),
+    ?assert(Took > 800),
+    ?assert(Took < 3000),
+    receive {took, More} -> error({took, More}) after 0 -> ok end,
+    ?assertNot(is_process_alive(Receiver)).
+
+what_is_too_busy_to_end_is_killed_test() ->
+    in_force(7, [?PEER]),
+    {Peer, Socket, _, _} = link(),
+    Test = self(),
+    Busy = spawn(fun() -> process_flag(trap_exit, true), Test ! ready, forever() end),
+    receive ready -> ok end,
+    Monitor = monitor(process, Busy),
+    ?assert(distsec_parting:quietly(?PEER, Busy, distsec_links:owner(Socket))),
+    receive {'DOWN', Monitor, _, _, Why} -> ?assertEqual(killed, Why) after 1000 -> error(alive) end,
+    ?assert(closed_after(Peer) > 800).
+
+%% A later policy about others changes nothing.
+a_peer_that_is_taken_up_again_sees_its_old_link_end_at_once_test() ->
+    in_force(7, [?PEER]),
+    {Peer, Socket, Controller, _} = link(),
+    ?assert(distsec_parting:quietly(?PEER, Controller, distsec_links:owner(Socket))),
+    in_force(8, [?PEER]),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Peer, 0, 200)),
+    in_force(9, []),
+    ?assert(closed_after(Peer) < 400).
+
+a_link_of_which_too_little_is_known_is_left_to_others_test() ->
+    ?assertNot(distsec_parting:quietly(?PEER, self(), undefined)),
+    {_, Socket, Controller, _} = link(),
+    gen_tcp:close(Socket),
+    ?assertNot(distsec_parting:quietly(?PEER, Controller, distsec_links:owner(Socket))),
+    ?assertNot(distsec_parting:quietly('nobody@nowhere')).
+
+only_a_node_that_its_own_policy_denies_leaves_test() ->
+    in_force(7, [?PEER]),
+    ?assertNot(distsec_parting:leave_if_denied()),
+    in_force(8, [atom_to_binary(node())]),
+    ?assert(distsec_parting:leave_if_denied()).
