@@ -1,0 +1,89 @@
+"""What is kept about revocation and compromise: found policies and marks, new keys, the record of links.
+
+A part of `supervisor.machine`, by itself for its size. Everything here blocks: for threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from typing import Protocol
+
+from distsec.beam import provision
+from distsec.beam.contacts import load_contacts, save_contacts
+from distsec.beam.document import read_document
+from distsec.core.contacts import ContactBook
+from distsec.core.rollback import Found
+from distsec.core.wanted import Overlay, Recovered
+from distsec.errors import StoreError
+from distsec.model.cluster import ClusterSpec, NodeSpec
+from distsec.pki.authority import CERTIFICATE_FILE as CA_CERTIFICATE
+from distsec.pki.authority import load_certificate, serial_text
+from distsec.pki.signing import PolicySigner
+from distsec.pki.store import Store
+
+
+class Records(Protocol):
+    """All raise DistsecError."""
+
+    def found(self, spec: ClusterSpec) -> tuple[Found, ...]: ...
+    def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered: ...
+    def rekey(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
+    def listened_on(self, address: str, port: int) -> bool: ...
+    def authority_serial(self) -> str: ...
+    def load_contacts(self) -> ContactBook: ...
+    def save_contacts(self, content: bytes) -> None: ...
+
+
+class StateRecords:
+    """In the state directory."""
+
+    def __init__(self, store: Store, signer: PolicySigner) -> None:
+        self._store = store
+        self._signer = signer
+
+    def found(self, spec: ClusterSpec) -> tuple[Found, ...]:
+        """What each node's directory says of generations. What cannot be read there is no proof of any."""
+        return tuple(Found(str(node.name), self._signed(spec, node), self._mark(node)) for node in spec.nodes)
+
+    def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered:
+        """What a policy of this cluster refuses. Raises StoreError unless our key has signed it."""
+        return read_document(document, self._signer.verifies, spec.name)
+
+    def rekey(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
+        """See provision.rekey."""
+        provision.rekey(spec, self._store, node, overlay, document, time.time())
+
+    def listened_on(self, address: str, port: int) -> bool:
+        """Whether somebody listens there, as far as can be told by asking for the port."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                return error.errno == errno.EADDRINUSE
+        return False
+
+    def authority_serial(self) -> str:
+        """Of the CA's own certificate, which cannot be revoked by a policy."""
+        return serial_text(load_certificate(self._store, CA_CERTIFICATE).serial_number)
+
+    def load_contacts(self) -> ContactBook:
+        return load_contacts(self._store)
+
+    def save_contacts(self, content: bytes) -> None:
+        save_contacts(self._store, content)
+
+    def _signed(self, spec: ClusterSpec, node: NodeSpec) -> Recovered | None:
+        relative = f"{provision.node_directory(node.name)}/policy.term"
+        with contextlib.suppress(StoreError):
+            return self.read_document(spec, self._store.read(relative))
+        return None
+
+    def _mark(self, node: NodeSpec) -> int | None:
+        with contextlib.suppress(StoreError):
+            return provision.read_mark(self._store, node.name)
+        return None
