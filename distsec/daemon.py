@@ -41,6 +41,7 @@ from distsec.pki.store import Store
 from distsec.supervisor import Supervisor
 from distsec.supervisor.machine import LocalMachine
 from distsec.supervisor.reload import AppliedInPart, log_findings
+from distsec.supervisor.shell_place import LocalShells
 
 RECORD = "orchestrator.json"
 RECORD_SCHEMA = 1
@@ -213,6 +214,7 @@ async def _serve(
         logger,
         reread=lambda: load(config_path, os.environ),
         complete=lambda new: provision(new, store, time.time()),
+        place=LocalShells(machine, os.environ),
     )
     ending = asyncio.Event()
     _on_signals(supervisor, ending, logger)

@@ -104,6 +104,11 @@ class AgentServer:
         if self._current is not None:
             self._current.drop(why)
 
+    def rekey(self, key: Secret) -> None:
+        """From now on the agent proves itself with `key`; who did with another is dropped."""
+        self.key = key
+        self.drop("its agent key was replaced")
+
     @property
     def connected(self) -> bool:
         """Whether an agent has proven itself and sent its snapshot."""

@@ -54,7 +54,10 @@ class Command(StrEnum):
     POLICY = "policy"
     DISCONNECT = "disconnect"
     STATUS = "status"
+    DOCUMENT = "document"  # the signed policy that is in force
     STOP = "stop"
+    ADMIT_SHELL = "admit_shell"
+    END_SHELL = "end_shell"
 
 
 class PolicyFault(StrEnum):
@@ -64,6 +67,9 @@ class PolicyFault(StrEnum):
     GENERATION = "generation"  # not higher than the one in force
     MALFORMED = "malformed"
     CLUSTER = "cluster"  # signed for another cluster
+    ROLLBACK = "rollback"  # older than one that the node has had in force
+    NO_MARK = "no_mark"  # nobody can tell whether it is
+    NOT_PERSISTED = "not_persisted"  # in force, but the node's mark cannot be written
 
 
 class CheckAction(StrEnum):

@@ -118,8 +118,9 @@ def node_environment(
 ) -> dict[str, str]:
     """The whole environment of a node. Of `base` (the orchestrator's own) only PATH, LANG and TZ are taken.
 
-    So neither NOTIFY_SOCKET, nor credentials, nor ERL_FLAGS reach it. `extra` is what the configuration
-    gives the node and wins over all but ERL_AFLAGS, which carries the guard.
+    So neither NOTIFY_SOCKET, nor credentials, nor ERL_FLAGS reach it. An epmd that anything below the node
+    starts (each command-line tool with a node name does) listens on loopback alone. `extra` is what the
+    configuration gives the node and wins over all but ERL_AFLAGS, which carries the guard.
     """
     environment = {
         "PATH": base.get("PATH") or DEFAULT_PATH,
@@ -128,6 +129,7 @@ def node_environment(
         "LOGNAME": user,
         "LANG": base.get("LANG") or "C.UTF-8",
         "ERL_CRASH_DUMP": str(log_directory / "erl_crash.dump"),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
     }
     if "TZ" in base:
         environment["TZ"] = base["TZ"]

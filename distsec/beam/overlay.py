@@ -1,4 +1,4 @@
-"""Reads and writes `policy.overlay`, the JSON of what `allow`, `deny` and `revoke` changed
+"""Reads and writes `policy.overlay`, the JSON of what `allow`, `deny` and `certs revoke` changed
 (docs/state-files.md).
 
 An overlay that cannot be understood is an error and never an empty one: forgetting a denial would let a peer
@@ -10,20 +10,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from distsec.core.wanted import FIRST_GENERATION, Allowed, Overlay
+from distsec.core.wanted import FIRST_GENERATION, Allowed, Overlay, Taint, TaintStage
 from distsec.errors import NameInvalid, StoreError
+from distsec.model.identities import canonical_identity
 from distsec.model.names import NodeName
 from distsec.pki.store import Store
 
 __all__ = ["Allowed", "Overlay", "load_overlay", "save_overlay"]
 
 _FILE = "policy.overlay"
-_SCHEMA = 1
+_SCHEMA = 2
+_KEYS = frozenset({"schema", "generation", "allow", "deny", "revoked", "issued_at", "epochs", "tainted"})
+_KEYS_OF_SCHEMA_1 = frozenset({"schema", "generation", "allow", "deny", "revoked"})
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 """At most 20 octets (RFC 5280, section 4.1.2.2)."""
-_IDENTITY = re.compile(r"spiffe://[a-z0-9._-]+/[A-Za-z0-9._/-]+")
+_BOOT = re.compile(r"[0-9a-f-]{0,64}")
 
 
 def load_overlay(store: Store) -> Overlay:
@@ -33,7 +37,7 @@ def load_overlay(store: Store) -> Overlay:
     try:
         document = json.loads(store.read(_FILE))
         return _parse(document)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(
             "is damaged, so nobody can tell whom it denied",
             where=str(store.root / _FILE),
@@ -52,6 +56,9 @@ def save_overlay(store: Store, overlay: Overlay) -> None:
         "allow": [{"name": entry.name, "identity": entry.identity} for entry in overlay.allow],
         "deny": sorted(overlay.deny),
         "revoked": sorted(overlay.revoked),
+        "issued_at": overlay.issued_at,
+        "epochs": dict(overlay.epochs),
+        "tainted": [{**asdict(taint), "stage": str(taint.stage)} for taint in overlay.tainted],
     }
     try:
         _parse(document)
@@ -64,31 +71,61 @@ def save_overlay(store: Store, overlay: Overlay) -> None:
 
 
 def _parse(document: Any) -> Overlay:
-    """Raises ValueError, TypeError or KeyError on whatever `save_overlay` does not write."""
-    if set(document) != {"schema", "generation", "allow", "deny", "revoked"} or document["schema"] != _SCHEMA:
+    """Raises ValueError, TypeError or KeyError on whatever `save_overlay` does not (or did not) write."""
+    keys = {1: _KEYS_OF_SCHEMA_1, _SCHEMA: _KEYS}[document["schema"]]
+    if set(document) != keys:
         raise ValueError("unknown schema")
-    generation = document["generation"]
-    if type(generation) is not int or generation < FIRST_GENERATION:
-        raise ValueError("generation")
+    epochs = document.get("epochs", {})
     return Overlay(
-        generation=generation,
+        generation=_number(document["generation"], FIRST_GENERATION),
         allow=tuple(_allowed(entry) for entry in _array(document["allow"])),
         deny=frozenset(map(_node_name, _array(document["deny"]))),
         revoked=frozenset(map(_matching(_SERIAL), _array(document["revoked"]))),
+        issued_at=_number(document.get("issued_at", 0)),
+        epochs=tuple(sorted((_node_name(name), _number(epochs[name])) for name in epochs)),
+        tainted=tuple(_taint(entry) for entry in _array(document.get("tainted", []))),
     )
+
+
+def _taint(entry: Any) -> Taint:
+    if set(entry) != {"name", "stage", "since", "start", "cause", "boot", "rekeyed_at"}:
+        raise ValueError("tainted")
+    if type(entry["start"]) is not bool:
+        raise TypeError("start")
+    return Taint(
+        name=_node_name(entry["name"]),
+        stage=TaintStage(entry["stage"]),
+        since=_number(entry["since"]),
+        start=entry["start"],
+        cause=_node_name(entry["cause"]),
+        boot=_matching(_BOOT)(entry["boot"]),
+        rekeyed_at=_number(entry["rekeyed_at"]),
+    )
+
+
+def _number(value: Any, least: int = 0) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError("number")
+    return value
 
 
 def _allowed(entry: Any) -> Allowed:
     if set(entry) != {"name", "identity"}:
         raise ValueError("allow")
     identity = entry["identity"]
-    return Allowed(_node_name(entry["name"]), None if identity is None else _matching(_IDENTITY)(identity))
+    return Allowed(_node_name(entry["name"]), None if identity is None else _identity_text(identity))
 
 
 def _array(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError("array")
     return value
+
+
+def _identity_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError("identity")
+    return canonical_identity(text)  # NameInvalid is a ValueError
 
 
 def _node_name(text: Any) -> str:

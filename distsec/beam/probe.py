@@ -18,9 +18,9 @@ import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from distsec.model.cluster import Certificate
+from distsec.model.cluster import Carrier, Certificate
 from distsec.model.text import escape
 from distsec.pki.authority import certificate_of
 
@@ -46,9 +46,14 @@ _FLAGS = 0x0000_0004_0707_0F94
 With fewer, the node logs that we cannot handle them; as it is, it says `sok`, sends its challenge and sees
 us go.
 """
-NAME_FRAME = struct.pack(">HBQIH", 15 + len(PROBE_NAME), ord("N"), _FLAGS, 1, len(PROBE_NAME)) + PROBE_NAME
-"""send_name of the distribution protocol, version 6 (dist_util:send_name/1): {packet,2}, flags, creation,
-name."""
+_SEND_NAME = struct.pack(">BQIH", ord("N"), _FLAGS, 1, len(PROBE_NAME)) + PROBE_NAME
+"""send_name of the distribution protocol, version 6 (dist_util:send_name/1): flags, creation, name."""
+
+NAME_FRAME = struct.pack(">H", len(_SEND_NAME)) + _SEND_NAME
+"""As it is sent over TCP: {packet,2} (inet_tcp_dist:do_setup/8)."""
+
+TLS_NAME_FRAME = struct.pack(">I", len(_SEND_NAME)) + _SEND_NAME
+"""As it is sent over TLS: {packet,4} (inet_tls_dist:do_setup_connect/8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +90,13 @@ async def probe(
     port: int,
     timeout: float,  # noqa: ASYNC109  it is shared out between the attempts, and a timeout is a result
     *,
-    expect: Literal["inet_tls", "inet_tcp"] = "inet_tls",
+    expect: Carrier = Carrier.DISTSEC,
     opened: Callable[[str], object] = lambda local_address: None,
 ) -> ProbeResult:
     """Looks at `address`:`port` for at most `timeout` seconds in all.
 
-    `expect` says what comes first: with `inet_tls`, plaintext is tried only where TLS did not work (one
-    port speaks one of them); with `inet_tcp`, TLS only where plaintext was not answered. Never raises for
+    `expect` says what comes first: with TLS, plaintext is tried only where TLS did not work (one port speaks
+    one of them); with `inet_tcp`, TLS only where plaintext was not answered. Never raises for
     what the other end does. `opened` hears our end of each connection as soon as there is one: the node may
     report its refusal before we have the result.
     """
@@ -99,7 +104,7 @@ async def probe(
     attempt = _Attempt(address, port, opened)
     begun = loop.time()
     deadline, half = begun + timeout, begun + timeout * TLS_SHARE
-    if expect == "inet_tcp":
+    if not expect.encrypted:
         await attempt.plaintext(half)
         if not attempt.plaintext_distribution and attempt.reached:
             await attempt.tls13(deadline, timeout * ALERT_SHARE)
@@ -232,7 +237,7 @@ class _Attempt:
                 async with asyncio.timeout(alert_seconds):
                     await self._verdict(tls)
             except TimeoutError:
-                await tls.write(NAME_FRAME)  # a silent server waits for us; its answer is a verdict too
+                await tls.write(TLS_NAME_FRAME)  # a silent server waits for us; its answer is a verdict too
                 await self._verdict(tls)
 
         await self._connect("TLS", deadline, conversation)

@@ -212,6 +212,11 @@ def listening(pids: Iterable[int]) -> list[Listener]:
     return sorted(found)
 
 
+def all_listening(pid: int) -> set[tuple[str, int]]:
+    """(address, port) of every listening TCP socket in the network namespace of `pid`, whoever holds it."""
+    return set(_listening_inodes(pid).values())
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """Reads `0100007F:1F90` as /proc/net/tcp and tcp6 print it: 32-bit words in the byte order of this
     machine.

@@ -61,7 +61,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, State]]] = {
 _SAID: Final = frozenset({AgentRefusal.VERSION, AgentRefusal.PROOF, AgentRefusal.PROCESS, AgentRefusal.BUSY})
 """Refusals that the agent is told, so that its log says what to do. The rest is for what no agent sends."""
 
-Argument: TypeAlias = "bytes | str | Secret | Mapping[str, Argument]"
+Argument: TypeAlias = "bytes | str | int | Secret | Mapping[str, Argument]"
 
 
 def orchestrator_mac(key: Secret, node: str, agent_nonce: bytes, nonce: bytes) -> bytes:

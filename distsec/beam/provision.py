@@ -19,7 +19,7 @@ from distsec.beam.overlay import load_overlay
 from distsec.beam.ports import PORTS_FILE, allot_ports, distribution_ports
 from distsec.core.wanted import Overlay, listed_names, wanted_policy
 from distsec.errors import ConfigError, StoreError
-from distsec.model.cluster import Carrier, ClusterSpec, NodeSpec
+from distsec.model.cluster import ClusterSpec, NodeSpec
 from distsec.model.names import NodeName
 from distsec.model.secret import Secret
 from distsec.model.text import escape
@@ -32,14 +32,22 @@ from distsec.pki.store import Store
 __all__ = [
     "ProvisionReport",
     "agent_key",
+    "cookie_peers",
     "cookies_for",
+    "default_cookie",
     "distribution_ports",
     "node_directory",
     "provision",
+    "read_mark",
+    "rekey",
     "write_node_files",
+    "write_policy_files",
 ]
 
+MARK = "policy.mark"
 AGENT_KEY_BYTES = 32  # of the port protocol's HMAC-SHA256 (docs/port-protocol.md)
+_GENERATION = re.compile(rb"^  generation => (\d{1,18}),$", re.MULTILINE)
+_MARK = re.compile(rb"distsec_mark 1 (\d{1,18})\n?")
 _AGENT_KEY = re.compile(rb"[0-9a-f]{%d}\s*" % (2 * AGENT_KEY_BYTES))
 
 
@@ -79,33 +87,96 @@ def provision(spec: ClusterSpec, store: Store, now: float) -> ProvisionReport:
         allotted = allot_ports(spec, store)
         if store.exists(PORTS_FILE):
             report.note(PORTS_FILE, bool(allotted))
-        policy = wanted_policy(spec, load_overlay(store), distribution_ports(spec, store), issued_at=int(now))
+        overlay = load_overlay(store)
+        issued_at = max(int(now), overlay.issued_at)
+        policy = wanted_policy(spec, overlay, distribution_ports(spec, store), issued_at)
         with _at_config(spec):
             document = render.policy_document(policy, signer.sign)
         for node in spec.nodes:
+            if str(node.name) in overlay.condemned:
+                continue  # its key is known to somebody else, and may be half replaced: see `rekey`
             _make_keys(spec, store, authority, node, now, report)
-            for relative, content in _derived(spec, store, signer, node, document).items():
+            for relative, content in _derived(spec, store, signer, node, overlay, document).items():
                 report.note(relative, store.create(relative, content))
     return report
 
 
 def write_node_files(spec: ClusterSpec, store: Store, node: NodeSpec, policy_document: bytes) -> None:
-    """Renders `dist.conf`, `guard.term`, `cookie.term` and `policy.term` of `node` again; keys stay as they
-    are.
+    """Renders `dist.conf`, `guard.term`, `cookie.term` and `policy.term` of `node` again, and raises
+    `policy.mark`; keys stay as they are.
 
     Raises ConfigError for what cannot be rendered, StoreError; each file is then the old one or the new one.
+    A node that is condemned is given nothing: whoever is in it would have its new cookies.
     """
-    signer = PolicySigner.load(store)
-    for relative, content in _derived(spec, store, signer, node, policy_document).items():
-        store.write(relative, content)
+    overlay = load_overlay(store)
+    if str(node.name) in overlay.condemned:
+        raise StoreError(f"{node.name} is condemned and has not been re-keyed yet", do="wait until it is")
+    _write_derived(spec, store, node, overlay, policy_document)
+
+
+def write_policy_files(
+    spec: ClusterSpec, store: Store, node: NodeSpec, overlay: Overlay, policy_document: bytes
+) -> None:
+    """Policy and cookies only: what a living node was proven against (optfile, guard) stays as it is. One
+    that is condemned is told no cookie. Raises StoreError.
+    """
+    directory, name = node_directory(node.name), str(node.name)
+    store.write(f"{directory}/policy.term", policy_document)
+    if name not in overlay.condemned:
+        store.write(f"{directory}/cookie.term", _cookie_file(spec, store, name, overlay))
+
+
+def rekey(
+    spec: ClusterSpec, store: Store, node: NodeSpec, overlay: Overlay, policy_document: bytes, now: float
+) -> None:
+    """Gives `node` a new key, certificate, agent key and mark, and renders the rest anew.
+
+    Nothing of the node may live: what is written here it could read. May be repeated from the beginning,
+    wherever it was interrupted. Raises ConfigError, StoreError.
+    """
+    directory = node_directory(node.name)
+    store.ensure_directory(f"{directory}/log")
+    authority = Authority.load(store)
+    key, certificate = authority.issue(node.name, node.address, spec.certificate_days, now)
+    store.write(f"{directory}/{render.KEY}", key.reveal())
+    store.write(f"{directory}/{render.CERTIFICATE}", certificate)
+    store.write(f"{directory}/{render.TRUST}", authority.bundle_pem)
+    store.write(f"{directory}/agent.key", os.urandom(AGENT_KEY_BYTES).hex().encode() + b"\n")
+    # Whoever was in it may have put the mark out of everybody's reach.
+    store.write(f"{directory}/{MARK}", _mark(_generation_of(policy_document)))
+    _write_derived(spec, store, node, overlay, policy_document)
 
 
 def cookies_for(
-    spec: ClusterSpec, store: Store, node: NodeName | str, peers: Iterable[str]
+    store: Store, node: NodeName | str, peers: Iterable[str], epochs: Mapping[str, int]
 ) -> Mapping[str, Secret]:
     """The cookie that `node` has with each of `peers`, by name; without itself."""
     secret, name = cookies.load_secret(store), str(node)
-    return {peer: cookies.pair_cookie(secret, name, peer) for peer in peers if peer != name}
+    return {peer: cookies.pair_cookie(secret, name, peer, epochs) for peer in peers if peer != name}
+
+
+def default_cookie(store: Store, node: NodeName | str) -> Secret:
+    """The node's cookie towards names that are not listed exactly, as it is now. Raises StoreError."""
+    epochs = dict(load_overlay(store).epochs)
+    return cookies.default_cookie(cookies.load_secret(store), str(node), epochs)
+
+
+def read_mark(store: Store, node: NodeName | str) -> int | None:
+    """The highest generation that the node has had in force, as it says itself; None: no such file.
+
+    Raises StoreError where it cannot be understood.
+    """
+    relative = f"{node_directory(node)}/{MARK}"
+    if not store.exists(relative):
+        return None
+    found = _MARK.fullmatch(store.read(relative))
+    if found is None:
+        raise StoreError(
+            "does not say which generation of the policy the node had last",
+            where=str(store.path(relative)),
+            do="see who changed it, then remove it: it is made anew when the orchestrator starts",
+        )
+    return int(found[1])
 
 
 def agent_key(store: Store, node: NodeName | str) -> Secret:
@@ -212,10 +283,18 @@ def _check_pair(
 
 
 def _derived(
-    spec: ClusterSpec, store: Store, signer: PolicySigner, node: NodeSpec, policy_document: bytes
+    spec: ClusterSpec,
+    store: Store,
+    signer: PolicySigner,
+    node: NodeSpec,
+    overlay: Overlay,
+    policy_document: bytes,
 ) -> Mapping[str, bytes]:
-    """Path → content of the rendered files. The guard is the last: it holds the digest of the optfile."""
+    """Path → content of the rendered files. The guard is the last: it holds the digest of the optfile, and
+    says that there is a mark.
+    """
     directory, name = node_directory(node.name), str(node.name)
+    generation = _generation_of(policy_document)
     optfile = _render_optfile(spec, store, node)
     with _at_config(spec):
         guard = render.guard_file(
@@ -227,28 +306,55 @@ def _derived(
             port=distribution_ports(spec, store)[name],
             policy_key=signer.public_raw,
             optfile=optfile,
+            epmd=spec.epmd,
+            floor=generation,
         )
-    secret = cookies.load_secret(store)
-    pairs = cookies_for(spec, store, name, _cookie_peers(spec, load_overlay(store)))
     files = {
         f"{directory}/policy.term": policy_document,
-        f"{directory}/cookie.term": render.cookie_file(cookies.default_cookie(secret, name), pairs),
+        f"{directory}/cookie.term": _cookie_file(spec, store, name, overlay),
+        f"{directory}/{MARK}": _mark(generation),
         f"{directory}/guard.term": guard,
     }
     return files if optfile is None else {f"{directory}/{render.OPTFILE}": optfile} | files
+
+
+def _write_derived(
+    spec: ClusterSpec, store: Store, node: NodeSpec, overlay: Overlay, policy_document: bytes
+) -> None:
+    signer, mark = PolicySigner.load(store), f"{node_directory(node.name)}/{MARK}"
+    for relative, content in _derived(spec, store, signer, node, overlay, policy_document).items():
+        if relative != mark or (read_mark(store, node.name) or 0) < _generation_of(policy_document):
+            store.write(relative, content)  # a mark is only ever raised
+
+
+def _cookie_file(spec: ClusterSpec, store: Store, name: str, overlay: Overlay) -> bytes:
+    epochs, secret = dict(overlay.epochs), cookies.load_secret(store)
+    pairs = cookies_for(store, name, cookie_peers(spec, overlay), epochs)
+    return render.cookie_file(cookies.default_cookie(secret, name, epochs), pairs)
+
+
+def _generation_of(policy_document: bytes) -> int:
+    """Of our own document, which no change of the overlay that comes in between makes another."""
+    found = _GENERATION.search(policy_document)
+    assert found is not None, "render.policy_document writes it so"
+    return int(found[1])
+
+
+def _mark(generation: int) -> bytes:
+    return b"distsec_mark 1 %d\n" % generation
 
 
 def _render_optfile(spec: ClusterSpec, store: Store, node: NodeSpec) -> bytes | None:
     """The node's `dist.conf`; None for a carrier without TLS."""
     with _at_config(spec):
         render.proto_dist(spec.carrier, node.address)
-        if spec.carrier is Carrier.INET_TCP:
+        if not spec.carrier.encrypted:
             return None
         return render.optfile(directory=str(store.path(node_directory(node.name))))
 
 
-def _cookie_peers(spec: ClusterSpec, overlay: Overlay) -> list[str]:
-    """A denied name is given no cookie: one more door that it finds closed."""
+def cookie_peers(spec: ClusterSpec, overlay: Overlay) -> list[str]:
+    """Whom a node has a cookie with. A denied name is given no cookie: one more door that it finds closed."""
     return [name for name in listed_names(spec, overlay) if name not in overlay.deny]
 
 

@@ -81,6 +81,12 @@ def _text(value: Term, what: str) -> str:
     return escape(value, TEXT_CHARACTERS)
 
 
+def _bytes(value: Term, what: str) -> bytes:
+    if type(value) is not bytes:
+        _wrong(what)
+    return value
+
+
 def _digest(value: Term, what: str) -> str:
     if type(value) is not bytes or len(value) != 64 or value.strip(b"0123456789abcdef"):
         _wrong(what)
@@ -271,6 +277,8 @@ def reply(number: int, kind: Command, outcome: Term, value: Term) -> Reply:
             fields["digest"] = _digest(get("digest"), "reply: digest")
         elif kind is Command.STATUS:
             fields["snapshot"] = snapshot(value)
+        elif kind is Command.DOCUMENT:
+            fields["document"] = _bytes(get("document"), "reply: document")
         return Reply(number, True, fields)
     if outcome != "error" or type(outcome) is not Atom:
         _wrong("reply: ok or error")

@@ -11,15 +11,15 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, TypedDict, Unpack
+from typing import Final, NotRequired, TypedDict, Unpack
 
 from distsec.beam.erlang_text import Symbol, Term, erlang_atom, erlang_binary, erlang_term
 from distsec.beam.tls_options import Role, refuse_illegal, tls_options
 from distsec.errors import ConfigError, Problem
-from distsec.model.cluster import Carrier
+from distsec.model.cluster import Carrier, Epmd
 from distsec.model.names import NodeName
 from distsec.model.policy import Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
@@ -63,10 +63,12 @@ _NO_EXTRAS: Final[Mapping[str, Term]] = MappingProxyType({})
 def proto_dist(carrier: Carrier, address: str) -> str:
     """The value of `-proto_dist` for links carried by `carrier` from a listener at `address` (an IP literal).
 
+    OTP's carriers have a name for IPv6 of their own; ours takes the family from the interface it listens on.
     Raises ConfigError for what is no IP literal, and for a carrier without TLS anywhere but on loopback.
     """
     ip = _interface(carrier, address)
-    return carrier.value if ip.version == 4 else carrier.value.replace("inet_", "inet6_")
+    of_otp = carrier is not Carrier.DISTSEC
+    return carrier.value.replace("inet_", "inet6_") if of_otp and ip.version == 6 else carrier.value
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -112,12 +114,16 @@ def guard_file(
     port: int,
     policy_key: bytes,
     optfile: bytes | None,
+    epmd: Epmd = Epmd.NONE,
+    floor: int | None = None,
 ) -> bytes:
     """`guard.term`: what must hold before the VM may listen. `policy_key` is the raw Ed25519 public key.
 
+    `floor`: the lowest generation of a policy that the node may take; with one it also needs a `policy.mark`.
+
     `optfile` is the content of `dist.conf`; None exactly where the carrier has no TLS.
     """
-    tls = _carries_tls(carrier)
+    tls = carrier.encrypted
     if tls != (optfile is not None):
         raise _refused(
             "security.distribution.carrier", f"{carrier} {'needs an' if tls else 'takes no'} optfile", ""
@@ -129,9 +135,11 @@ def guard_file(
         "proto_dist": proto_dist(carrier, address),
         "optfile": _path_octets(f"{directory}/{OPTFILE}") if tls else None,
         "optfile_sha256": hashlib.sha256(optfile).hexdigest().encode() if optfile is not None else None,
-        "interface": _interface_term(carrier, address),
+        "interface": interface_term(carrier, address),
         "port": _checked_port(port),
+        "epmd": Symbol(epmd.value),
         "policy_key": base64.b64encode(policy_key),
+        **({"floor": floor} if floor is not None else {}),
     }
     return _document(
         "% What must hold before this node may listen. Written by distsec; changes are lost.",
@@ -164,6 +172,7 @@ def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
         "rules": [_rule(rule) for rule in policy.rules],
         "denied": [name.encode() for name in sorted(policy.denied)],
         "revoked": [serial.encode() for serial in sorted(policy.revoked)],
+        **({"epochs": [(n.encode(), e) for n, e in policy.epochs]} if policy.epochs else {}),
     }
     if policy.connect not in ("mesh", "none"):
         raise _refused("security.distribution.connect", "must be mesh or none", "")
@@ -198,7 +207,12 @@ def _peer(peer: PolicyPeer) -> Term:
 
 
 def _rule(rule: PolicyRule) -> Term:
-    return {Symbol("pattern"): rule.pattern.encode(), Symbol("identity"): rule.identity.encode()}
+    return {
+        Symbol("pattern"): rule.pattern.encode(),
+        Symbol("identity"): rule.identity.encode(),
+        Symbol("max_live"): rule.max_live,
+        Symbol("nodes"): [name.encode() for name in rule.nodes],
+    }
 
 
 def _cookie(cookie: Secret) -> bytes:
@@ -234,7 +248,10 @@ def _utc(seconds: int) -> str:
 
 
 class FlagFields(TypedDict):
-    """What a node's flags are made of. `directory` (of the node) and `ebin` (of the agent) are absolute."""
+    """What a node's flags are made of. `directory` (of the node) and `ebin` (of the agent) are absolute.
+
+    `libraries`: absolute directories with code that the node's own release lacks (runtime.find_libraries).
+    """
 
     node: NodeName
     carrier: Carrier
@@ -242,6 +259,7 @@ class FlagFields(TypedDict):
     ebin: str
     address: str
     port: int
+    libraries: NotRequired[Sequence[str]]
 
 
 def erl_aflags(**fields: Unpack[FlagFields]) -> str:
@@ -266,13 +284,15 @@ def flag_words(**fields: Unpack[FlagFields]) -> list[str]:
     """
     node, carrier, directory = fields["node"], fields["carrier"], fields["directory"]
     address, port = fields["address"], fields["port"]
-    interface = _interface_term(carrier, address)
+    interface = interface_term(carrier, address)
     words = ["-distsec_dir", _text_path(directory)]
     words += ["-mode", "interactive"]  # -s and -proto_dist fail in embedded releases; the first -mode wins
     words += ["-pa", _text_path(fields["ebin"])]
+    if libraries := fields.get("libraries", ()):
+        words += ["-pz", *map(_text_path, libraries)]  # behind the release's own, which win where it has them
     words += ["-name" if node.long else "-sname", str(node)]
     words += ["-proto_dist", proto_dist(carrier, address)]
-    if _carries_tls(carrier):
+    if carrier.encrypted:
         words += ["-ssl_dist_optfile", _text_path(f"{directory}/{OPTFILE}")]
     words += ["-epmd_module", "distsec_epmd", "-start_epmd", "false", "-nocookie"]
     # A -no_epmd of the node's own would leave distsec_epmd, and so the boot guard, out, since
@@ -321,10 +341,6 @@ def _path_octets(path: str) -> bytes:
 # ---- addresses ---------------------------------------------------------------------------------------------
 
 
-def _carries_tls(carrier: Carrier) -> bool:
-    return carrier is not Carrier.INET_TCP
-
-
 def _interface(carrier: Carrier, address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
         ip = ipaddress.ip_address(address)
@@ -334,14 +350,14 @@ def _interface(carrier: Carrier, address: str) -> ipaddress.IPv4Address | ipaddr
         ) from None
     if ip.version == 6 and ip.scope_id is not None:
         raise _refused("nodes.address", f"{address[:80]!a} has a zone", "take %… out")
-    if not _carries_tls(carrier) and not ip.is_loopback:
+    if not carrier.encrypted and not ip.is_loopback:
         raise _refused(
             "nodes.address", f"{address} is not on loopback, and {carrier} is not encrypted", "use TLS"
         )
     return ip
 
 
-def _interface_term(carrier: Carrier, address: str) -> Term:
+def interface_term(carrier: Carrier, address: str) -> Term:
     """`{127,0,0,1}`, or the eight groups of an IPv6 address."""
     ip = _interface(carrier, address)
     width = 1 if ip.version == 4 else 2

@@ -20,6 +20,9 @@ from distsec.errors import RuntimeMissing
 from distsec.model.cluster import OLDEST_RELEASE, PROVEN_RELEASES
 from distsec.model.text import escape
 
+LIBRARIES = ("asn1", "crypto", "public_key", "ssl")
+"""What the guard and the carrier need beside kernel and stdlib, which every release has."""
+
 ASK_DEADLINE_SECONDS = 20.0
 """How long an `erl` that had to be run may take to tell its release."""
 
@@ -113,6 +116,29 @@ def inspect(erl: Path, environment: Mapping[str, str]) -> Runtime:
     release = _ask(erl, environment)
     check_release(release)
     return Runtime(erl, release, str(release))
+
+
+def find_libraries(directory: Path) -> tuple[str, ...]:
+    """The code of `LIBRARIES` in the `lib` directory of an Erlang installation: one ebin of each, the newest.
+
+    Raises RuntimeMissing with what is not there.
+    """
+    found = []
+    for name in LIBRARIES:
+        versions = [path for path in directory.glob(f"{name}-*/ebin") if (path / f"{name}.app").is_file()]
+        if not versions:
+            raise RuntimeMissing(
+                f"there is no {name}",
+                where=escape(str(directory), 1024),
+                do="set otp_libraries to the lib directory of an Erlang/OTP of the release's own version, "
+                "such as /usr/lib/erlang/lib",
+            )
+        found.append(str(max(versions, key=_version)))
+    return tuple(found)
+
+
+def _version(ebin: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", ebin.parent.name))
 
 
 def _roots(erl: Path) -> list[Path]:

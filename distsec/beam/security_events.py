@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from distsec.beam.messages import AgentRefusal, EventKind, LaneEvent
+from distsec.beam.messages import AgentRefusal, EventKind, LaneEvent, PolicyFault
 from distsec.model.cluster import Link
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.policy import Reason, Verdict
@@ -28,8 +28,12 @@ REFUSAL_EVENTS: Final = {
     Reason.NO_IDENTITY: _CERTIFICATE,
     Reason.KEY_USAGE: _CERTIFICATE,
     Reason.NAME_NOT_IN_CERTIFICATE: _UNAUTHORIZED,
+    Reason.UNSAFE_NAME: _UNAUTHORIZED,
+    Reason.TOO_MANY_NAMES: _UNAUTHORIZED,
     Reason.NOT_HIDDEN: _UNAUTHORIZED,
     Reason.NOT_INBOUND: _UNAUTHORIZED,
+    Reason.WRONG_PEER: _UNAUTHORIZED,
+    Reason.REFUSED_BY_PEER: _ATTEMPT,
     Reason.BAD_COOKIE: _UNAUTHORIZED,
     Reason.PROTOCOL_VERSION: _ATTEMPT,
     Reason.MALFORMED: _ATTEMPT,
@@ -62,8 +66,8 @@ def to_security_event(message: LaneEvent, node: str, now: float) -> SecurityEven
                 message.serial,
                 message.rule,
                 message.detail,
-                message.launch,
-                message.sequence,
+                launch=message.launch,
+                sequence=message.sequence,
             )
         case EventKind.LINK_UP:
             return _of_link(message, node, now, EventType.LINK_UP, Severity.INFO)
@@ -77,10 +81,9 @@ def to_security_event(message: LaneEvent, node: str, now: float) -> SecurityEven
                 message, node, now, EventType.POLICY_APPLIED, Severity.NOTICE, "allow", None, detail
             )
         case EventKind.POLICY_REJECTED:
-            kind, detail = (
-                EventType.MESSAGE_SIGNATURE_INVALID,
-                message.detail or "the node did not take a policy",
-            )
+            went_back = message.reason in (PolicyFault.ROLLBACK, PolicyFault.NO_MARK)
+            kind = EventType.POLICY_ROLLED_BACK if went_back else EventType.MESSAGE_SIGNATURE_INVALID
+            detail = message.detail or "the node did not take a policy"
             return _plain(message, node, now, kind, Severity.CRITICAL, "deny", message.reason, detail)
         case EventKind.GUARD:
             kind, detail = EventType.UNAUTHORIZED_ACCESS, message.detail

@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "allow": ("distsec.cli.policy:allow", "Let a node into the cluster."),
     "deny": ("distsec.cli.policy:deny", "Keep a node out and end its links."),
+    "shell": ("distsec.cli.shell:command", "A shell on a node, or the value of an expression there."),
+    "certs": ("distsec.cli.certs:command", "Show the nodes' certificates; revoke one."),
     "env": ("distsec.cli.env:command", "Print what a node needs that something else starts."),
     "events": ("distsec.cli.events:command", "Show what happened, and with -f what happens."),
 }

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsec.core.node_status import Why
+from distsec.core.wanted import TaintStage
 from distsec.model.cluster import NodeState
 from distsec.model.policy import Reason, Verdict
 
 ALL_WELL, DEGRADED, VIOLATION, NO_ANSWER = 0, 1, 2, 3
 
-AT_REST = frozenset({Why.OPERATOR, Why.EXITED})
+AT_REST = frozenset({Why.OPERATOR, Why.EXITED, Why.COMPROMISED})
 """Why a node may well be STOPPED: it was told to, or its restart policy lets it end."""
 
 
@@ -39,6 +40,12 @@ def assess(status: Mapping[str, Any]) -> Health:
     if not violations and status.get("violation") is True:
         violations.append("the orchestrator reports a violation")
     degraded = [text for node in nodes for text in _degraded(node, status.get("policy_generation"))]
+    if status.get("policy_rolled_back"):
+        degraded.append(f"the policy went back: {status['policy_rolled_back']}")
+    degraded += [
+        f"{name} is tainted and not managed here: re-key it there, or deny it"
+        for name in status.get("tainted_elsewhere", [])
+    ]
     if not violations and not degraded and status.get("healthy") is False:
         degraded.append("the orchestrator calls the cluster unhealthy")
     return Health(tuple(violations), tuple(degraded))
@@ -58,6 +65,7 @@ def _violations(node: Mapping[str, Any]) -> Iterator[str]:
 
 def _degraded(node: Mapping[str, Any], wanted_generation: object) -> Iterator[str]:
     name, state = node.get("name"), node.get("state")
+    yield from _tainted(node)
     if state == NodeState.STOPPED:
         if node.get("reason") is not None and node.get("reason") not in AT_REST:
             yield f"{name} is STOPPED and should be RUNNING ({_why(node)})"
@@ -73,8 +81,18 @@ def _degraded(node: Mapping[str, Any], wanted_generation: object) -> Iterator[st
     active = node.get("policy_generation")
     if isinstance(wanted_generation, int) and active != wanted_generation:
         yield f"{name}: policy generation {active} is in force, {wanted_generation} is wanted"
-    if node.get("tainted"):
-        yield f"{name} is tainted: it was linked with a compromised node"
+    if (node.get("certificate") or {}).get("revoked"):
+        yield f"{name}: its certificate is revoked, so nobody links with it"
+
+
+def _tainted(node: Mapping[str, Any]) -> Iterator[str]:
+    taint = node.get("taint") or {}
+    if not node.get("tainted") or taint.get("stage") == TaintStage.HELD:
+        return  # a node that is held was denied, and is stopped
+    what = "not re-keyed yet"
+    if taint.get("stage") == TaintStage.REKEYED:
+        what = "re-keyed, and not proven with its new key yet"
+    yield f"{node.get('name')} is tainted (by {taint.get('cause')}): {what}"
 
 
 def _guard_not_in_force(node: Mapping[str, Any]) -> bool:

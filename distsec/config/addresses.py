@@ -11,9 +11,6 @@ SAFE_BINDS = (
 )
 """What to do instead of listening everywhere."""
 
-IPV4_ONLY = ("is an IPv6 address, and the carrier inet_tls is IPv4 only here", "use an IPv4 address")
-"""What is wrong with an IPv6 address of a node, and what to do."""
-
 _WILDCARDS = frozenset({"*", "0", "any", "all"})
 _LISTEN = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<plain>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 
@@ -51,6 +48,12 @@ def parse_address(text: str, whole: str | None = None) -> str:
         raise AddressInvalid(f"{shown} is an IPv4 address in IPv6 clothing", f"write {mapped}")
     if address.is_multicast or address == ipaddress.ip_address("255.255.255.255"):
         raise AddressInvalid(f"{shown} is not the address of one host", SAFE_BINDS)
+    if address.version == 6 and (address.is_link_local or address.scope_id):
+        # inet_dist_use_interface is a tuple of eight numbers: there is no place for the zone in it.
+        raise AddressInvalid(
+            f"{shown} means a host only together with a zone, which Erlang's distribution cannot be given",
+            "use a global or a unique local address, or ::1",
+        )
     return str(address)
 
 

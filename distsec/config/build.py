@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
 
 from distsec.config.defaults import absolute, cluster_name, listens_on, metrics_listen, state_dir
+from distsec.config.fields import RuleKind
 from distsec.config.report import Report
+from distsec.config.rules import identity_of, kind_of
 from distsec.config.schema import (
     Certificates,
     Cluster,
@@ -20,7 +23,16 @@ from distsec.config.schema import (
     Security,
     Table,
 )
-from distsec.model.cluster import Carrier, CliRuleSpec, ClusterSpec, Mode, NodeSpec, PeerSpec
+from distsec.model.cluster import (
+    Carrier,
+    CliRuleSpec,
+    ClusterSpec,
+    IdentitySpec,
+    Mode,
+    NodeSpec,
+    PeerSpec,
+)
+from distsec.model.names import NodeName
 
 
 def build(document: Document, config_file: str, mode: Mode, carrier: Carrier, report: Report) -> ClusterSpec:
@@ -37,6 +49,8 @@ def build(document: Document, config_file: str, mode: Mode, carrier: Carrier, re
     )
     if distribution.connect:
         optional["connect"] = str(distribution.connect)
+    if distribution.epmd:
+        optional["epmd"] = distribution.epmd
     if (document.logging or Logging()).max_bytes:
         optional["log_max_bytes"] = (document.logging or Logging()).max_bytes
     if (document.certificates or Certificates()).days:
@@ -50,7 +64,9 @@ def build(document: Document, config_file: str, mode: Mode, carrier: Carrier, re
         allowed_nodes=tuple(dict.fromkeys(name for name in distribution.allowed_nodes or () if name)),
         nodes=tuple(_node(node, directory) for node in document.nodes or () if node),
         peers=tuple(_peer(peer) for peer in document.peers or () if peer),
-        rules=tuple(_rule(rule) for rule in distribution.rules or () if rule),
+        rules=tuple(_rule(rule) for rule in _rules(distribution, RuleKind.CLI)),
+        identities=tuple(_identities(distribution)),
+        foreign_trust_domains=tuple(name for name in distribution.foreign_trust_domains or () if name),
         listen_ports=distribution.listen_ports,
         metrics_listen=metrics_listen(document),
         not_enforced=report.unbuilt(),
@@ -64,6 +80,8 @@ def _node(node: Node, directory: str) -> NodeSpec:
     optional = _given(node, "restart", "restart_intensity", "restart_period_seconds", "user")
     if node.working_directory:
         optional["working_directory"] = absolute(node.working_directory, directory)
+    if node.otp_libraries:
+        optional["otp_libraries"] = absolute(node.otp_libraries, directory)
     environment = {name: value for name, value in (node.environment or {}).items() if value is not None}
     return NodeSpec(
         name=node.name,
@@ -81,7 +99,22 @@ def _peer(peer: Peer) -> PeerSpec:
 
 
 def _rule(rule: Rule) -> CliRuleSpec:
-    return CliRuleSpec(tuple(name for name in rule.names or () if name), rule.identity)
+    return CliRuleSpec(
+        names=tuple(name for name in rule.names or () if name),
+        identity=identity_of(rule),
+        nodes=tuple(str(name) for name in rule.nodes or () if name),
+        **_given(rule, "max_live"),
+    )
+
+
+def _identities(distribution: Distribution) -> Iterator[IdentitySpec]:
+    for rule in _rules(distribution, RuleKind.NODE):
+        if identity := identity_of(rule):
+            yield from (IdentitySpec(NodeName.parse(name), identity) for name in rule.names or () if name)
+
+
+def _rules(distribution: Distribution, kind: RuleKind) -> Iterator[Rule]:
+    return (rule for rule in distribution.rules or () if rule and kind_of(rule) is kind)
 
 
 def _given(table: Table, *keys: str) -> dict[str, Any]:

@@ -63,34 +63,48 @@ def check_carrier(document: Document, mode: Mode, report: Report) -> Carrier:
                 f"development mode has no encryption, and {address} is not known to be on loopback",
                 'use 127.0.0.1, or mode = "production"',
             )
-    if mode is Mode.PRODUCTION or (mode is Mode.HYBRID and (beyond or not _has_nodes(document))):
-        carrier = Carrier.INET_TLS
+    needed = beyond or not _has_nodes(document) or _asks_for_tls(distribution)
+    if mode is Mode.PRODUCTION or (mode is Mode.HYBRID and needed):
+        carrier = _with_tls(distribution)
     else:
         carrier = Carrier.INET_TCP
-    carrier = _stronger(distribution, mode, carrier)
     _check_carrier_key(distribution, mode, carrier, report)
     _check_tls(distribution, mode, carrier, report)
+    if carrier is Carrier.INET_TLS:
+        report.warn(
+            (*_DISTRIBUTION, "carrier"),
+            "inet_tls binds no name to a certificate: an insider may relay, and claim unlisted names",
+            'use "distsec" unless you need stock OTP alone',
+        )
     if carrier is Carrier.INET_TCP:
         report.warn(_MODE, f"{mode} mode on loopback: links are neither encrypted nor bound to certificates")
     return carrier
 
 
-def _stronger(distribution: Distribution, mode: Mode, carrier: Carrier) -> Carrier:
-    """Hybrid on loopback may ask for TLS all the same."""
-    asked = distribution.carrier is Carrier.INET_TLS or distribution.enable_tls is True
-    return Carrier.INET_TLS if mode is Mode.HYBRID and asked else carrier
+def _asks_for_tls(distribution: Distribution) -> bool:
+    """Hybrid on loopback may have TLS all the same."""
+    chosen = distribution.carrier
+    return (chosen is not None and chosen.encrypted) or distribution.enable_tls is True
+
+
+def _with_tls(distribution: Distribution) -> Carrier:
+    """The carrier that was chosen among those with TLS; of those the one that binds names is the default."""
+    chosen = distribution.carrier
+    return chosen if chosen is not None and chosen.encrypted else Carrier.DISTSEC
 
 
 def _check_carrier_key(distribution: Distribution, mode: Mode, carrier: Carrier, report: Report) -> None:
     path = (*_DISTRIBUTION, "carrier")
     if distribution.carrier is None or distribution.carrier is carrier:
         return
-    if carrier is Carrier.INET_TLS:
+    if carrier.encrypted:
         where = (
             "in production mode" if mode is Mode.PRODUCTION else "beyond loopback, or where TLS is asked for"
         )
         report.error(
-            path, f'"{distribution.carrier}" has no encryption and is not used {where}', 'use "inet_tls"'
+            path,
+            f'"{distribution.carrier}" has no encryption and is not used {where}',
+            'use "distsec", or leave it out',
         )
     else:
         report.error(
@@ -102,7 +116,7 @@ def _check_carrier_key(distribution: Distribution, mode: Mode, carrier: Carrier,
 
 def _check_tls(distribution: Distribution, mode: Mode, carrier: Carrier, report: Report) -> None:
     enable, verify = (*_DISTRIBUTION, "enable_tls"), (*_DISTRIBUTION, "verify_mode")
-    if carrier is Carrier.INET_TLS and distribution.enable_tls is False:
+    if carrier.encrypted and distribution.enable_tls is False:
         report.error(enable, f"false contradicts {mode} mode: links would be cleartext", "remove it")
     if carrier is Carrier.INET_TCP and distribution.enable_tls is True:
         report.error(

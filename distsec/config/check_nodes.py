@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from distsec.config.addresses import IPV4_ONLY, SAFE_BINDS, AddressInvalid, is_ipv6, parse_address
+from distsec.config.addresses import SAFE_BINDS, AddressInvalid, is_ipv6, parse_address
+from distsec.config.defaults import listens_on
 from distsec.config.lines import KeyPath
 from distsec.config.report import Report
 from distsec.config.schema import Distribution, Document, Node, Security, Table
-from distsec.model.cluster import RestartPolicy
+from distsec.model.cluster import Carrier, RestartPolicy
 from distsec.model.names import NodeName
 
 _BEFORE_AFLAGS = re.compile(r"ERL_OTP\d+_FLAGS")
@@ -38,16 +39,12 @@ def check_nodes(document: Document, report: Report) -> None:
     nodes = [(index, node) for index, node in enumerate(document.nodes or ()) if node]
     for index, node in nodes:
         _check_required(("nodes", index), node, ("name",), report)
-        if node.address and is_ipv6(node.address):
-            _refuse_ipv6(("nodes", index, "address"), report)
         _check_command(("nodes", index, "command"), node, report)
         _check_environment(("nodes", index, "environment"), node, report)
         _check_rest(("nodes", index), node, report)
     for index, peer in enumerate(document.peers or ()):
         if peer:
             _check_required(("peers", index), peer, ("name", "address", "port"), report)
-            if peer.address and is_ipv6(peer.address):
-                _refuse_ipv6(("peers", index, "address"), report)
     if not nodes:
         report.warn(
             ("nodes",), "none is given: nothing is started or guarded", "add a [[nodes]] table for each node"
@@ -71,10 +68,6 @@ def _check_required(path: KeyPath, table: Table, keys: tuple[str, ...], report: 
     for key in keys:
         if not table.has(key):
             report.error(path, f"has no {key}", f"add {key} = …")
-
-
-def _refuse_ipv6(path: KeyPath, report: Report) -> None:
-    report.error(path, *IPV4_ONLY)
 
 
 def _check_command(path: KeyPath, node: Node, report: Report) -> None:
@@ -147,9 +140,7 @@ def _check_names(document: Document, report: Report) -> None:
     placed = list(placed_names(document))
     seen: dict[NodeName, KeyPath] = {}
     for path, name in placed:
-        if name.ip and is_ipv6(name.ip):
-            _refuse_ipv6(path, report)
-        elif name.ip:
+        if name.ip:
             _check_host(path, name.ip, report)
         if path[0] in {"nodes", "peers"}:
             if name in seen:
@@ -165,6 +156,39 @@ def _check_names(document: Document, report: Report) -> None:
                 f"{name} is a {_length(name)} name and {first} a {_length(first)} one: they never connect",
                 "write every host with its domain or address, or every host without",
             )
+
+
+def check_families(document: Document, carrier: Carrier, report: Report) -> None:
+    """With OTP's carriers a node dials in the family that it listens in, and no other (`-proto_dist`)."""
+    if carrier is Carrier.DISTSEC:
+        return
+    placed: list[tuple[KeyPath, NodeName, str]] = [
+        (("nodes", index), node.name, listens_on(node))
+        for index, node in enumerate(document.nodes or ())
+        if node and node.name
+    ]
+    placed += [
+        (("peers", index), peer.name, peer.address)
+        for index, peer in enumerate(document.peers or ())
+        if peer and peer.name and peer.address
+    ]
+    for path, name, address in placed:
+        if name.ip and is_ipv6(name.ip) and not is_ipv6(address):
+            report.error(
+                (*path, "address"),
+                f"{address} is IPv4, and the host in {name} is an IPv6 address: {carrier} could not dial it",
+                f'write address = "{name.ip}", name the node after a host name, or use carrier = "distsec"',
+            )
+            return
+    if placed:
+        _, first, wanted = placed[0]
+        for path, name, address in placed:
+            if is_ipv6(address) is not is_ipv6(wanted):
+                report.error(
+                    (*path, "address"),
+                    f"{name} is at {address} and {first} at {wanted}, which {carrier} does not connect",
+                    'give all of them IPv4 or all of them IPv6 addresses, or use carrier = "distsec"',
+                )
 
 
 def _length(name: NodeName) -> str:

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from distsec.config.addresses import AddressInvalid, parse_address, parse_listen
 from distsec.errors import NameInvalid
-from distsec.model.cluster import Carrier, Mode, OnExit, RestartPolicy
+from distsec.model.cluster import Carrier, Epmd, Mode, OnExit, RestartPolicy
 from distsec.model.names import NodeName, check_trust_domain
 
 PROBLEM = "distsec_problem"
@@ -116,12 +116,6 @@ def one_of(kind: type[E]) -> Callable[[object], E | None]:
     return check
 
 
-def carrier(value: object) -> Carrier | None:
-    if value == "distsec":
-        raise problem("the carrier distsec is not built yet", 'use "inet_tls"')
-    return one_of(Carrier)(value)
-
-
 def node_name(value: object) -> NodeName | None:
     checked = text(value)
     if checked is None:
@@ -212,7 +206,8 @@ class Connect(StrEnum):
 
 
 class RuleKind(StrEnum):
-    CLI = "cli"
+    CLI = "cli"  # names that command-line tools make up: hidden, inbound
+    NODE = "node"  # by what certificate listed nodes are known
 
 
 class Permission(StrEnum):
@@ -238,7 +233,8 @@ Listen = Annotated[tuple[str, int] | bool | None, PlainValidator(listen)]
 PortRange = Annotated[tuple[int, int] | None, PlainValidator(port_range)]
 Deadline = Annotated[float | None, PlainValidator(seconds(0.1, 3600))]
 ModeField = Annotated[Mode | None, PlainValidator(one_of(Mode))]
-CarrierField = Annotated[Carrier | None, PlainValidator(carrier)]
+CarrierField = Annotated[Carrier | None, PlainValidator(one_of(Carrier))]
+EpmdField = Annotated[Epmd | None, PlainValidator(one_of(Epmd))]
 OnExitField = Annotated[OnExit | None, PlainValidator(one_of(OnExit))]
 RestartField = Annotated[RestartPolicy | None, PlainValidator(one_of(RestartPolicy))]
 VerifyField = Annotated[VerifyMode | None, PlainValidator(one_of(VerifyMode))]

@@ -21,7 +21,7 @@ from distsec.config.build import build
 from distsec.config.check_admission import check_admission
 from distsec.config.check_listeners import check_metrics, check_ports, check_socket_paths
 from distsec.config.check_mode import check_carrier, check_mode
-from distsec.config.check_nodes import check_nodes
+from distsec.config.check_nodes import check_families, check_nodes
 from distsec.config.check_unbuilt import check_unbuilt
 from distsec.config.defaults import cluster_name, state_dir
 from distsec.config.interpolate import interpolate
@@ -81,6 +81,7 @@ def parse(text: str, path: Path, environment: Mapping[str, str]) -> ClusterSpec:
     carrier = check_carrier(document, mode, report)
     check_admission(document, cluster_name(document), report)
     check_nodes(document, report)
+    check_families(document, carrier, report)
     check_ports(document, report)
     check_metrics(document, report)
     check_socket_paths(document, state_dir(document, str(path.parent)), report)

@@ -43,6 +43,10 @@ class Rule(Table):
     names: Annotated[list[f.Pattern] | None, _Entries] = None
     kind: f.RuleKindField = None
     identity: f.Text = None
+    dns: f.Text = None
+    subject: f.Text = None
+    max_live: Annotated[int | None, PlainValidator(f.whole(1, 10_000))] = None
+    nodes: Annotated[list[f.Name] | None, _Entries] = None
 
 
 class Distribution(Table):
@@ -50,7 +54,9 @@ class Distribution(Table):
     allowed_nodes: Annotated[list[f.Name] | None, _Entries] = None
     listen_ports: f.PortRange = None
     connect: f.ConnectField = None
+    epmd: f.EpmdField = None
     rules: Annotated[list[Rule | None] | None, _Entries] = None
+    foreign_trust_domains: Annotated[list[f.TrustDomain] | None, _Entries] = None
     enable_tls: f.Flag = None
     verify_mode: f.VerifyField = None
     cookie: f.Text = None
@@ -123,6 +129,7 @@ class Node(Table):
     environment: Annotated[dict[str, f.Text] | None, _Entries] = None
     working_directory: f.Path = None
     user: f.Text = None
+    otp_libraries: f.Path = None
 
 
 class Peer(Table):

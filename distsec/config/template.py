@@ -48,6 +48,12 @@ allowed_nodes = {allowed}
 #listen_ports = [9100, 9155]
 # "mesh": every node dials every other one. "none": the applications dial.
 #connect = "mesh"
+# "distsec" binds the name that a node claims to its certificate before a link
+# is up. "inet_tls" is stock OTP, which does not.
+#carrier = "distsec"
+# "loopback": the nodes register with an epmd that listens on loopback alone,
+# for tools that ask one. Names are resolved from allowed_nodes either way.
+#epmd = "none"
 
 # Command-line tools of the nodes: hidden, inbound, with a certificate for it.
 # The * stands for part of the name, never of the host.
@@ -78,8 +84,8 @@ command = {command}
 """
 
 _NODE_OPTIONS = """\
-# What its distribution listens on. Without it: the IP address in its name,
-# else 127.0.0.1.
+# What its distribution listens on, IPv4 or IPv6. Without it: the IP address
+# in its name, else 127.0.0.1.
 #address = "127.0.0.1"
 #port = 9100
 # "always", "on-failure" or "never". More than restart_intensity restarts in
@@ -88,6 +94,9 @@ _NODE_OPTIONS = """\
 #restart_intensity = 5
 #restart_period_seconds = 60
 #working_directory = "/"
+# For a release of its own without ssl, crypto, public_key and asn1: the lib
+# directory of an Erlang/OTP of the same version, which has them.
+#otp_libraries = "/usr/lib/erlang/lib"
 #environment = { LANG = "C.UTF-8" }
 """
 

@@ -18,6 +18,9 @@ ANSWER_SECONDS = 10.0
 POLICY_SECONDS = 120.0
 """For allow and deny, whose own deadline is acknowledge_deadline_seconds for each of two phases."""
 
+SHELL_SECONDS = 30.0
+"""For a shell, whose node is asked first."""
+
 NODES_SECONDS = 3600.0
 """For start and stop, whose own deadlines depend on the number of nodes."""
 
@@ -50,15 +53,27 @@ class ControlClient:
         body = {"name": name} if identity is None else {"name": name, "identity": identity}
         return self._request("POST", "/v1/policy/allow", POLICY_SECONDS, body)
 
-    def deny(self, name: str, *, compromised: bool = False) -> dict[str, Any]:
-        body = {"name": name, "compromised": compromised}
-        return self._request("POST", "/v1/policy/deny", POLICY_SECONDS, body)
+    def deny(self, name: str, *, compromised: bool = False, since: float = 0.0) -> dict[str, Any]:
+        body = {"name": name, "compromised": compromised, "since": since}
+        seconds = NODES_SECONDS if compromised else POLICY_SECONDS
+        return self._request("POST", "/v1/policy/deny", seconds, body)
+
+    def revoke(self, what: str) -> dict[str, Any]:
+        """`what`: a serial, or a node's name."""
+        return self._request("POST", "/v1/certificates/revoke", POLICY_SECONDS, {"what": what})
+
+    def certificates(self) -> dict[str, Any]:
+        return self._request("GET", "/v1/certificates", ANSWER_SECONDS)
 
     def reload(self) -> dict[str, Any]:
         return self._request("POST", "/v1/reload", POLICY_SECONDS, {})
 
     def environment(self, node: str) -> dict[str, Any]:
         return self._request("GET", f"/v1/env/{quote(node, safe='')}", ANSWER_SECONDS)
+
+    def shell(self, node: str) -> dict[str, Any]:
+        """What this process is to become; it must keep its pid."""
+        return self._request("POST", "/v1/shell", SHELL_SECONDS, {"name": node})
 
     def events(self, *, since: float = 0.0, limit: int | None = None) -> dict[str, Any]:
         query = {"since": since} if limit is None else {"since": since, "limit": limit}

@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import os
+import pwd
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from distsec.errors import (
     Unavailable,
     UsageError,
 )
+from distsec.model.shells import Operator
+from distsec.model.text import escape
 from distsec.observe.bus import Follower
 
 MAX_FOLLOWERS = 32
@@ -78,7 +81,10 @@ class ControlServer:
                 web.post("/v1/nodes/{action}", self._nodes),
                 web.post("/v1/policy/allow", self._allow),
                 web.post("/v1/policy/deny", self._deny),
+                web.get("/v1/certificates", self._certificates),
+                web.post("/v1/certificates/revoke", self._revoke),
                 web.post("/v1/reload", self._reload),
+                web.post("/v1/shell", self._shell),
                 web.get("/v1/events", self._events),
                 web.get("/v1/env/{node}", self._environment),
             ]
@@ -125,10 +131,7 @@ class ControlServer:
 
     def _admit(self, request: web.Request) -> None:
         """Raises PermissionRefused unless the kernel says that an operator is at the other end."""
-        connected = request.transport.get_extra_info("socket") if request.transport else None
-        if connected is None:
-            raise PermissionRefused("who calls is not known")
-        pid, uid = peer_credentials(connected)
+        pid, uid = _caller(request)
         if uid not in {0, os.geteuid()}:
             raise PermissionRefused(
                 f"uid {uid} may not control this orchestrator", do="use root or its own user"
@@ -159,12 +162,27 @@ class ControlServer:
         return web.json_response(await self._service.allow(body.get("name"), body.get("identity")))
 
     async def _deny(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "name", "compromised")
-        return web.json_response(await self._service.deny(body.get("name"), body.get("compromised", False)))
+        body = await _body(request, "name", "compromised", "since")
+        compromised, since = body.get("compromised", False), body.get("since", 0.0)
+        return web.json_response(await self._service.deny(body.get("name"), compromised, since))
+
+    async def _certificates(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._service.certificates())
+
+    async def _revoke(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "what")
+        return web.json_response(await self._service.revoke(body.get("what")))
 
     async def _reload(self, request: web.Request) -> web.StreamResponse:
         await _body(request)
         return web.json_response(await self._service.reload())
+
+    async def _shell(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "name")
+        pid, uid = _caller(request)
+        return web.json_response(
+            await self._service.shell(body.get("name"), Operator(pid, uid, _user_name(uid)))
+        )
 
     async def _environment(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._service.environment(request.match_info["node"]))
@@ -213,6 +231,21 @@ async def _stream(
     except ConnectionError:
         pass  # the caller has seen enough
     return response
+
+
+def _caller(request: web.Request) -> tuple[int, int]:
+    """The pid and uid of who has connected, as the kernel says. Raises PermissionRefused."""
+    connected = request.transport.get_extra_info("socket") if request.transport else None
+    if connected is None:
+        raise PermissionRefused("who calls is not known")
+    return peer_credentials(connected)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return escape(pwd.getpwuid(uid).pw_name, 64)
+    except KeyError:
+        return "?"
 
 
 def _lives(pid: int) -> bool:

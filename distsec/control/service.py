@@ -5,16 +5,17 @@ No HTTP, no sockets: an adapter calls a method with plain values and gets a JSON
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from distsec.control.wire import SCHEMA
-from distsec.errors import NotFound, UsageError
+from distsec.errors import NameInvalid, NotFound, UsageError
 from distsec.model.cluster import ClusterSpec, NodeState
-from distsec.model.names import NodeName
+from distsec.model.names import MAX_NAME_BYTES, NodeName
+from distsec.model.shells import Operator
 from distsec.observe.bus import Bus, Follower, Published
 from distsec.observe.metrics import Metrics
+from distsec.pki.subject import identity_from_text
 
 MAX_NAMES = 1000
 MAX_IDENTITY = 2048
@@ -23,8 +24,6 @@ MAX_IDENTITY = 2048
 ACTIONS = ("start", "stop", "restart")
 
 _AT_REST = frozenset({NodeState.STOPPED, NodeState.FATAL})
-
-_IDENTITY = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+")
 
 
 class Orchestrator(Protocol):
@@ -60,12 +59,25 @@ class Orchestrator(Protocol):
         NotFound."""
         ...
 
-    async def deny(self, name: str, compromised: bool) -> dict[str, Any]:
+    async def deny(self, name: str, compromised: bool, since: float) -> dict[str, Any]:
         """Like `allow`; a denial is kept though it is not acknowledged by all."""
+        ...
+
+    async def revoke(self, what: str) -> dict[str, Any]:
+        """{"serials", "generation", "acknowledged", "current_of"}; raises like `deny`."""
+        ...
+
+    async def certificates(self) -> dict[str, Any]:
+        """{"certificates": […], "revoked": [serials]}."""
         ...
 
     async def reload(self) -> dict[str, Any]:
         """Re-reads the configuration. Raises ConfigError, having changed nothing."""
+        ...
+
+    async def shell(self, name: str, operator: Operator) -> dict[str, Any]:
+        """{"node", "shell", "words", "directory", "uid", "gid"}: what the operator's process is to become.
+        Raises NotFound, or CommandFailed where the node takes no shell now."""
         ...
 
     def environment(self, name: str) -> dict[str, Any]:
@@ -100,25 +112,38 @@ class Service:
     async def allow(self, name: object, identity: object = None) -> dict[str, Any]:
         """Lets `name` in; `identity` None is the one that a node of that name has in this cluster."""
         checked = str(_name(name))
-        if identity is not None and (
-            not isinstance(identity, str) or len(identity) > MAX_IDENTITY or not _IDENTITY.fullmatch(identity)
-        ):
-            raise UsageError("the identity is no SPIFFE ID", do="write it as spiffe://CLUSTER/node/HOST/NAME")
-        return {"schema": SCHEMA, **await self._orchestrator.allow(checked, identity)}
+        wanted = None if identity is None else _identity(identity)
+        return {"schema": SCHEMA, **await self._orchestrator.allow(checked, wanted)}
 
-    async def deny(self, name: object, compromised: object = False) -> dict[str, Any]:
-        """Keeps `name` out and ends its links. `compromised` is refused: re-keying is not built yet."""
+    async def deny(self, name: object, compromised: object = False, since: object = 0.0) -> dict[str, Any]:
+        """Keeps `name` out and ends its links. `compromised`: and cleans whom it has reached since `since`
+        (Unix seconds)."""
         checked = str(_name(name))
-        if compromised is not False:
-            raise UsageError(
-                "deny --compromised is not built yet: nothing would be re-keyed",
-                do=f"use `distsec deny {checked}`, and re-key by hand every node that was linked with it",
-            )
-        return {"schema": SCHEMA, **await self._orchestrator.deny(checked, False)}
+        if not isinstance(compromised, bool):
+            raise UsageError("compromised is true or false")
+        if isinstance(since, bool) or not isinstance(since, int | float) or not 0 <= since <= 2**53:
+            raise UsageError("since is no time", do="write Unix seconds")
+        if since and not compromised:
+            raise UsageError("a time is of use for a compromised node only", do="add --compromised")
+        return {"schema": SCHEMA, **await self._orchestrator.deny(checked, compromised, float(since))}
+
+    async def revoke(self, what: object) -> dict[str, Any]:
+        """Revokes the certificate of a serial (hexadecimal), or that a node has."""
+        if not isinstance(what, str) or not 0 < len(what) <= MAX_NAME_BYTES:
+            raise UsageError("a serial or a node name is missing", do="name a serial, or a node as name@host")
+        return {"schema": SCHEMA, **await self._orchestrator.revoke(what)}
+
+    async def certificates(self) -> dict[str, Any]:
+        """The document of `distsec certs list --json`."""
+        return {"schema": SCHEMA, **await self._orchestrator.certificates()}
 
     async def reload(self) -> dict[str, Any]:
         """What SIGHUP does."""
         return {"schema": SCHEMA, **await self._orchestrator.reload()}
+
+    async def shell(self, name: object, operator: Operator) -> dict[str, Any]:
+        """Prepares a shell at `name` for the process of `operator`, whom the kernel has named."""
+        return {"schema": SCHEMA, **await self._orchestrator.shell(str(_name(name)), operator)}
 
     def environment(self, name: str) -> dict[str, Any]:
         """The document of `distsec env NODE --json`."""
@@ -166,6 +191,18 @@ class Service:
 def event_document(published: Published) -> dict[str, Any]:
     """One event as a line of `distsec events --json`."""
     return {"id": published.id, **published.event.as_dict()}
+
+
+def _identity(value: object) -> str:
+    """What the caller wrote, as it is kept (`model.identities`)."""
+    if not isinstance(value, str) or len(value) > MAX_IDENTITY:
+        raise UsageError(
+            "the identity is no text, or too long", do="write it as spiffe://CLUSTER/node/HOST/NAME"
+        )
+    try:
+        return identity_from_text(value)
+    except NameInvalid as error:
+        raise UsageError(error.what, do=error.do) from None
 
 
 def _name(value: object) -> NodeName:

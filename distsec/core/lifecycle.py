@@ -8,6 +8,7 @@ The words (status, events, effects) are in `core.node_status`, what each arrow d
     STARTING, RUNNING ──ProcessExited──▶ BACKOFF ──Tick──▶ STARTING      (by the restart policy; else STOPPED)
     STARTING, RUNNING ──StopRequested──▶ STOPPING ──ProcessExited──▶ STOPPED
     STARTING, RUNNING ──GuardDisproven, GuardRefused, no proof in time──▶ STOPPING ──ProcessExited──▶ FATAL
+    STARTING, RUNNING, STOPPING ──Condemned──▶ STOPPING ──ProcessExited──▶ STOPPED   (TERM and KILL, not asked)
     STARTING ──ForbiddenFlagFound──▶ STOPPING ──ProcessExited──▶ FATAL
     STOPPED ──GuardRefused──▶ STOPPED                              (an external VM that halted: told, no more)
     BACKOFF ◀── exit ── … more than `restart_intensity` restarts in `restart_period_seconds` ──▶ FATAL
@@ -32,6 +33,7 @@ from distsec.core.node_status import (
     Adopted,
     AgentConnected,
     AgentLost,
+    Condemned,
     Event,
     ForbiddenFlagFound,
     GuardDisproven,
@@ -79,6 +81,7 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
         NodeState.STOPPED: {
             StartRequested: arrows.start,
             StopRequested: arrows.stop_at_rest,
+            Condemned: arrows.condemned_at_rest,
             Adopted: arrows.adopted,
             AgentConnected: arrows.external_seen,
             GuardRefused: arrows.refused_at_rest,
@@ -95,6 +98,7 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             ForbiddenFlagFound: arrows.forbidden,
             ProcessExited: arrows.exited,
             StopRequested: arrows.stop,
+            Condemned: arrows.condemned,
             Tick: arrows.tick_starting,
         },
         NodeState.RUNNING: {
@@ -106,11 +110,13 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             GuardRefused: arrows.refused,
             ProcessExited: arrows.exited,
             StopRequested: arrows.stop,
+            Condemned: arrows.condemned,
             Tick: arrows.tick_running,
         },
         NodeState.BACKOFF: {
             StartRequested: arrows.start,
             StopRequested: arrows.stop_at_rest,
+            Condemned: arrows.condemned_at_rest,
             Tick: arrows.tick_backoff,
         },
         NodeState.STOPPING: {
@@ -118,6 +124,7 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             StartFailed: arrows.failed_while_stopping,
             StartRequested: arrows.start_while_stopping,
             StopRequested: arrows.stop_while_stopping,
+            Condemned: arrows.condemned,
             AgentConnected: arrows.agent_while_stopping,
             AgentLost: arrows.agent_while_stopping,
             ProcessExited: arrows.exited_while_stopping,
@@ -126,6 +133,7 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
         NodeState.FATAL: {
             StartRequested: arrows.start,
             StopRequested: arrows.stop_at_rest,
+            Condemned: arrows.condemned_at_rest,
             AgentConnected: arrows.external_seen_while_fatal,
             AgentLost: arrows.agent_gone_while_fatal,
         },

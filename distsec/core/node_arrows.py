@@ -262,6 +262,21 @@ def stop_while_stopping(status: NodeStatus, event: Event, now: float, chance: fl
     return (status, ()) if status.then is Then.FATAL else (replace(status, then=Then.STOPPED), ())
 
 
+def condemned(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """TERM, and soon KILL, whatever was under way: it may not want to go, and has nothing to say in it."""
+    after = replace(
+        status, state=NodeState.STOPPING, stage=StopStage.TERMINATED, then=Then.STOPPED, proven=False,
+        due=now + DOOM_SECONDS, why=Why.COMPROMISED, detail="",
+    )  # fmt: skip
+    return after, () if status.pid is None else (SendTerm(),)  # a start under way is answered with TERM
+
+
+def condemned_at_rest(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    if status.pid is not None:  # FATAL, and something else has started it again
+        return condemned(status, event, now, chance)
+    return replace(_at_rest(status, NodeState.STOPPED), why=Why.COMPROMISED, detail=""), ()
+
+
 def start_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
     return replace(status, then=Then.START), ()
 

@@ -17,6 +17,7 @@ class Why(StrEnum):
 
     NOT_STARTED = "not_started"
     OPERATOR = "operator"
+    COMPROMISED = "compromised"  # ended by `deny --compromised`
     EXITED = "exited"
     CARRIER_NOT_IN_FORCE = "carrier_not_in_force"
     FLAPPING = "flapping"
@@ -96,6 +97,11 @@ class StartRequested:
 @dataclass(frozen=True, slots=True)
 class StopRequested:
     """By the operator, or at the orchestrator's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """What runs in it is not to be trusted: it is ended, and not asked (`deny --compromised`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +197,7 @@ class Tick:
 Event = (
     StartRequested
     | StopRequested
+    | Condemned
     | ProcessStarted
     | StartFailed
     | ProcessExited

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from distsec.model.names import NodeName
+from distsec.model.policy import DEFAULT_MAX_LIVE
 
 PROVEN_RELEASES = frozenset({25, 27, 29})
 """Releases of OTP that the tests prove. Another, above the oldest, runs as `unproven`. The one place."""
@@ -22,10 +23,23 @@ class Mode(StrEnum):
 
 
 class Carrier(StrEnum):
-    """How distribution links are carried. The names are `-proto_dist` values."""
+    """How distribution links are carried. The names are `-proto_dist` values of an IPv4 listener."""
 
-    INET_TLS = "inet_tls"
+    DISTSEC = "distsec"  # the default: the certificate is bound to the claimed name before nodeup
+    INET_TLS = "inet_tls"  # stock OTP with documented interfaces only
     INET_TCP = "inet_tcp"  # what development mode runs on: cookies only, loopback only
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether links are mutual TLS, with everything that takes (certificates, an optfile)."""
+        return self is not Carrier.INET_TCP
+
+
+class Epmd(StrEnum):
+    """What becomes of epmd. Names are resolved from the policy either way."""
+
+    NONE = "none"  # no epmd knows of the nodes
+    LOOPBACK = "loopback"  # nodes register with one that listens on loopback alone
 
 
 class RestartPolicy(StrEnum):
@@ -58,6 +72,7 @@ class NodeSpec:
     environment: Mapping[str, str] = field(default_factory=_nothing, repr=False, hash=False)
     working_directory: str | None = None
     user: str | None = None
+    otp_libraries: str | None = None  # lib directory of an OTP, for what a release does not bring itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +86,23 @@ class PeerSpec:
 
 @dataclass(frozen=True, slots=True)
 class CliRuleSpec:
-    """A `[[security.distribution.rules]]` table of kind cli; `identity` None: every identity of that kind."""
+    """A `[[security.distribution.rules]]` table of kind cli; `identity` None: every identity of that kind.
+
+    `max_live`: names that one certificate may have up at a time; `nodes`: whom they link with (none: any).
+    """
 
     names: tuple[str, ...]
     identity: str | None = None
+    max_live: int = DEFAULT_MAX_LIVE
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySpec:
+    """From a `[[security.distribution.rules]]` table of kind node: by what certificate a node is known."""
+
+    name: NodeName
+    identity: str  # as model.identities writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +128,7 @@ class ClusterSpec:
     rules: tuple[CliRuleSpec, ...] = ()
     listen_ports: tuple[int, int] | None = None
     connect: str = "mesh"
+    epmd: Epmd = Epmd.NONE
     on_exit: OnExit = OnExit.LEAVE
     start_deadline_seconds: float = 30.0
     stop_deadline_seconds: float = 20.0
@@ -111,6 +140,8 @@ class ClusterSpec:
     certificate_days: int = 365
     not_enforced: tuple[NotEnforced, ...] = ()
     warnings: tuple[str, ...] = ()
+    identities: tuple[IdentitySpec, ...] = ()
+    foreign_trust_domains: tuple[str, ...] = ()
 
     def node(self, name: str) -> NodeSpec | None:
         """The `[[nodes]]` table of that name, or None."""

@@ -40,6 +40,9 @@ class EventType(StrEnum):
     AGENT_REFUSED = "AgentRefused"  # a connection to the agent socket that was dropped, and why
     POLICY_CHANGED = "PolicyChanged"  # an operator allowed or denied `peer`
     POLICY_APPLIED = "PolicyApplied"
+    POLICY_ROLLED_BACK = "PolicyRolledBack"  # a node, or the overlay, is behind what was in force already
+    SHELL_ATTACHED = "ShellAttached"  # an operator's shell (`peer`) has linked with the node
+    SHELL_DETACHED = "ShellDetached"  # it has ended
     EVENTS_DROPPED = "EventsDropped"
     CONFIGURATION_RELOADED = "ConfigurationReloaded"
 
@@ -76,6 +79,8 @@ class SecurityEvent:
     serial: str | None = None
     rule: str | None = None  # the listed name or pattern that matched; None: unlisted
     detail: str | None = None
+    operator: str | None = None  # whose shell it is, as the kernel says: "root (uid 0)"
+    seconds: int | None = None  # how long it lasted
     launch: str | None = None
     sequence: int | None = None
 

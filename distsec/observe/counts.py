@@ -48,6 +48,7 @@ class NodeCounts:
         self.agent_refused: dict[str, int] = {}
         self.state: NodeState | None = None
         self.links: dict[str, int] = dict.fromkeys(VERDICTS, 0)
+        self.shells = 0
         self.agent_connected = False
         self.certificate_not_after: int | None = None
         self.policy: dict[str, int | None] = {"wanted": None, "active": None}

@@ -112,6 +112,15 @@ def _links(nodes: Nodes) -> Metric:
     return family
 
 
+def _shells(nodes: Nodes) -> Metric:
+    family = GaugeMetricFamily(
+        "distsec_shells", "Shells of operators that are attached to a node.", labels=("node",)
+    )
+    for node, counts in nodes.items():
+        family.add_metric((node,), float(counts.shells))
+    return family
+
+
 def _agent_connected(nodes: Nodes) -> Metric:
     family = GaugeMetricFamily(
         "distsec_agent_connected", "Whether the agent inside a node is connected.", labels=("node",)
@@ -187,6 +196,7 @@ _FAMILIES: tuple[Callable[[Nodes], Metric], ...] = (
     _rotations,
     _node_state,
     _links,
+    _shells,
     _agent_connected,
     _certificate_expiry,
     _policy_generation,

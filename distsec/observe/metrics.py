@@ -133,6 +133,11 @@ class Metrics(Collector):
         if counts := self._of(node):
             counts.links = {verdict: links.get(verdict, 0) for verdict in VERDICTS}
 
+    def set_shells(self, node: str, attached: int) -> None:
+        """How many operators' shells are attached now."""
+        if counts := self._of(node):
+            counts.shells = attached
+
     def set_agent(self, node: str, connected: bool) -> None:
         if counts := self._of(node):
             counts.agent_connected = connected
@@ -181,8 +186,12 @@ class Metrics(Collector):
     def _peer(self, event: SecurityEvent) -> str:
         """The label: what the policy matched. Of a refusal that matched nothing the claimed name is no
         label, since anybody can claim a listed name; a link that is up has been admitted under its name."""
-        if event.rule is not None and (event.rule in self._names or event.rule in self._patterns):
-            return event.rule
+        if event.rule is not None:
+            if event.rule in self._names or event.rule in self._patterns:
+                return event.rule
+            # The rule of an operator's shell is for its exact name, which a pattern covers.
+            if shell := next((p for p in self._patterns if glob_matches(p, event.rule)), None):
+                return shell
         if event.is_refusal or event.peer is None:
             return UNLISTED
         if event.peer in self._names:

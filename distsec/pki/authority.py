@@ -124,6 +124,21 @@ class Authority:
         )
         return pem_of(certificate)
 
+    def issue_shell(self, identity: str, seconds: int, now: float) -> tuple[Secret, x509.Certificate]:
+        """A new key (PEM) and the certificate of an operator's shell that is `identity`; nothing is kept."""
+        key = ec.generate_private_key(profile.CURVE())
+        certificate = profile.shell_certificate(
+            self._key,
+            self.certificate,
+            key.public_key(),
+            identity=identity,
+            cluster=self.cluster,
+            serial=new_serial(),
+            seconds=seconds,
+            now=now,
+        )
+        return key_pem_of(key), certificate
+
     def issued(self, certificate: x509.Certificate) -> bool:
         """Whether this CA's key signed `certificate`."""
         try:

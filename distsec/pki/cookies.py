@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import os
 import re
+from collections.abc import Mapping
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -45,15 +46,27 @@ def load_secret(store: Store) -> Secret:
     return Secret(binascii.unhexlify(text.strip()))
 
 
-def default_cookie(secret: Secret, node: str) -> Secret:
-    """The cookie of `node` towards names that are not listed exactly: its command-line tools."""
-    return _derived(b"d", secret, b"distsec cookie default 1\0" + node.encode())
+def default_cookie(secret: Secret, node: str, epochs: Mapping[str, int]) -> Secret:
+    """The cookie of `node` towards names that are not listed exactly: its command-line tools.
+
+    `epochs`: how often nodes were re-keyed, by name (none: never); each time they get other cookies.
+    """
+    if not epochs.get(node):
+        return _derived(b"d", secret, b"distsec cookie default 1\0" + node.encode())
+    return _derived(b"d", secret, b"distsec cookie default 2\0" + _at_epoch(node, epochs))
 
 
-def pair_cookie(secret: Secret, one: str, other: str) -> Secret:
-    """The cookie between two nodes, the same from either side."""
-    first, second = sorted((one.encode(), other.encode()))
-    return _derived(b"p", secret, b"distsec cookie pair 1\0" + first + b"\0" + second)
+def pair_cookie(secret: Secret, one: str, other: str, epochs: Mapping[str, int]) -> Secret:
+    """The cookie between two nodes, the same from either side; `epochs` as in `default_cookie`."""
+    first, second = sorted((one, other), key=str.encode)
+    if not epochs.get(first) and not epochs.get(second):
+        return _derived(b"p", secret, b"distsec cookie pair 1\0" + first.encode() + b"\0" + second.encode())
+    info = b"distsec cookie pair 2\0" + _at_epoch(first, epochs) + b"\0" + _at_epoch(second, epochs)
+    return _derived(b"p", secret, info)
+
+
+def _at_epoch(node: str, epochs: Mapping[str, int]) -> bytes:
+    return node.encode() + b"\0%d" % epochs.get(node, 0)
 
 
 def _derived(prefix: bytes, secret: Secret, info: bytes) -> Secret:

@@ -87,6 +87,41 @@ def leaf_certificate(
     )
 
 
+def shell_certificate(
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    public: ec.EllipticCurvePublicKey,
+    *,
+    identity: str,
+    cluster: str,
+    serial: int,
+    seconds: int,
+    now: float,
+) -> x509.Certificate:
+    """The certificate of an operator's shell: it dials, for `seconds` from `now`, and serves nobody."""
+    issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
+            x509.NameAttribute(NameOID.COMMON_NAME, "distsec shell"),
+        ]
+    )
+    latest = min(datetime.fromtimestamp(int(now) + seconds, UTC), ca.not_valid_after_utc)
+    return (
+        _builder(subject, ca.subject, public, serial, now, CA_DAYS, latest)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+
+
 def identities_of(certificate: x509.Certificate) -> tuple[str, ...]:
     """Every URI in the subjectAltName. A certificate with none, or with more than one, has no identity."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from distsec.errors import StoreError
@@ -39,6 +40,14 @@ class PolicySigner:
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature over `message`."""
         return self._key.sign(message)
+
+    def verifies(self, signature: bytes, message: bytes) -> bool:
+        """Whether this key made `signature` over `message`."""
+        try:
+            self._key.public_key().verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
 
     @property
     def public_raw(self) -> bytes:

@@ -14,6 +14,7 @@ _FIXED = {
     "state_dir": "cluster.state_dir",
     "mode": "security.mode",
     "carrier": "security.distribution.carrier",
+    "epmd": "security.distribution.epmd",
     "metrics_listen": "metrics.listen",
     "ca_file": "security.distribution.ca_file",
 }
@@ -21,7 +22,10 @@ _FIXED = {
 with it.
 """
 
-_RESTARTING = ("command", "port", "address", "environment", "working_directory", "user")
+_OF_THE_POLICY = ("allowed_nodes", "rules", "peers", "connect", "identities", "foreign_trust_domains")
+"""What the policy is made of, beside where the nodes are."""
+
+_RESTARTING = ("command", "port", "address", "environment", "working_directory", "user", "otp_libraries")
 """What a running node was started with. The other fields of a NodeSpec take effect at once."""
 
 
@@ -61,8 +65,7 @@ def difference(old: ClusterSpec, new: ClusterSpec) -> Difference:
         newly_allowed=frozenset(map(str, new.allowed_nodes)) - frozenset(map(str, old.allowed_nodes)),
         policy_changed=bool(moved)
         or before.keys() != after.keys()
-        or (old.allowed_nodes, old.rules, old.peers, old.connect)
-        != (new.allowed_nodes, new.rules, new.peers, new.connect),
+        or any(getattr(old, field) != getattr(new, field) for field in _OF_THE_POLICY),
     )
 
 

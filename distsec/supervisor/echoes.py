@@ -1,9 +1,10 @@
 """The refusals that our own probes cause, so that no operator is alarmed by the orchestrator's own knock.
 
-A probe that shows no certificate is refused by the node like anybody else's. Its refusal is told apart by the
-probe's local `address:port`. Stock OTP does not always name the address; such a refusal of the kind that
-probes cause is paid for by a credit, of which each connection of a probe brings one. So a stranger who is
-refused in the same seconds is still counted. Time is an argument: seconds.
+A probe is a stranger on purpose: it shows no certificate, and the node refuses it like anybody else, with no
+exception in the carrier that somebody else could claim. Its refusal is told apart by the probe's local
+`address:port`, which the carrier distsec names in every refusal. Stock OTP does not always name it; such a
+refusal of the kind that probes cause is paid for by a credit, of which each connection of a probe brings one.
+So a stranger who is refused in the same seconds is still counted. Time is an argument: seconds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ OF_A_PROBE = (
     Reason.HANDSHAKE_FAILED,
     Reason.CLOSED,
     Reason.MALFORMED,
+    Reason.HANDSHAKE_TIMEOUT,
+    Reason.FLOOD_DROPPED,
 )
 """What a peer is refused for that shows no certificate, speaks TLS 1.2, or breaks off; most likely first."""
 
@@ -33,9 +36,10 @@ Counts = Mapping[tuple[Direction, Reason], int]
 
 
 class Echoes:
-    """Of one node."""
+    """Of one node. `addressed`: its refusals all name their address, so that one without is nobody's echo."""
 
     def __init__(self) -> None:
+        self.addressed = False
         self._addresses: dict[
             str, float
         ] = {}  # of connections whose own refusal was not seen yet; until when
@@ -54,7 +58,7 @@ class Echoes:
         self._forget(now)
         if direction != Direction.IN or reason not in OF_A_PROBE:
             return False
-        if address is None and not self._credits:
+        if address is None and (self.addressed or not self._credits):
             return False
         if address is not None and self._addresses.pop(address, None) is None:
             return False

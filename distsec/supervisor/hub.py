@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from distsec.model.cluster import ClusterSpec
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
+from distsec.supervisor.link_memory import LinkMemory
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.policy import PolicyDesk
+from distsec.supervisor.rollback import RollbackWatch
 
 
 class Hub(Protocol):
@@ -22,7 +24,12 @@ class Hub(Protocol):
     metrics: Metrics
     starts: asyncio.Semaphore
 
+    memory: LinkMemory
+    rollbacks: RollbackWatch
+
     @property
     def desk(self) -> PolicyDesk: ...
+    def changed(self) -> object: ...  # something about a node did
+    def startable(self, name: str) -> str | None: ...  # why not, if it may not be started now
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None: ...
     def note(self, level: str, text: str, **fields: Any) -> None: ...

@@ -16,7 +16,7 @@ from distsec.core import node_status as life
 from distsec.core.node_silence import Silence
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.observed import Observed
-from distsec.supervisor.policy import Target
+from distsec.supervisor.pushing import Target
 
 COMMAND_SECONDS = 5.0
 PUSH_AGAIN_SECONDS = 3.0
@@ -56,7 +56,9 @@ class Listener:
 
     def show(self, snapshot: Snapshot) -> None:
         """What it says of itself is what is known of it from now on."""
-        self._node.observed.show(snapshot)
+        node = self._node
+        node.observed.show(snapshot)
+        node.hub.memory.all_up(node.name, node.observed.links.values())
         self.show_policy()
 
     def show_policy(self) -> None:
@@ -92,12 +94,17 @@ class Listener:
         started = node.hub.machine.start_time(pid) if pid is not None else None
         if pid is None or started is None or not node.take_hello(pid, started):
             return  # it is gone already; its connection is about to be lost
+        node.hub.rollbacks.restarted(node.name, node.observed.generation, snapshot.policy_generation)
         self.show(snapshot)
+        self._look_ahead()
         node.feed(life.AgentConnected(pid))
 
     def _on_event(self, message: LaneEvent) -> None:
         node = self._node
         node.observed.event(message, asyncio.get_running_loop().time())
+        if message.link is not None:
+            remember = node.hub.memory.down if message.kind is EventKind.LINK_DOWN else node.hub.memory.up
+            remember(node.name, message.link)
         if message.kind is EventKind.GUARD:
             what = message.detail or "its agent says that the guard has changed"
             node.feed(life.GuardDisproven(node.status.attempt, what))
@@ -107,11 +114,19 @@ class Listener:
         if node.observed.heartbeat(heartbeat, now):
             node.hub.spawn(self._refresh(), f"links of {node.name}")
         self.show_policy()
+        self._look_ahead()
         desk = node.hub.desk
         differs = node.active_digest != desk.wanted.digest
         if differs and not desk.busy and now - self._pushed_at >= PUSH_AGAIN_SECONDS:
             self._pushed_at = now
             node.hub.spawn(self._push_again(), f"policy to {node.name}")
+
+    def _look_ahead(self) -> None:
+        node, generation = self._node, self._node.observed.generation
+        if generation is not None and node.hub.rollbacks.is_ahead(
+            node.name, generation, node.observed.digest
+        ):
+            node.hub.spawn(node.hub.rollbacks.learn_from(node, generation), f"policy of {node.name}")
 
     async def _push_again(self) -> None:
         node = self._node

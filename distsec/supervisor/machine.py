@@ -21,29 +21,30 @@ from typing import Any, Protocol
 
 from distsec.beam import proc, provision, render, session
 from distsec.beam.agent import ebin_directory
+from distsec.beam.epmd import ensure_epmd, epmd_port
 from distsec.beam.link import AgentServer
 from distsec.beam.logs import OutputLog
 from distsec.beam.messages import Command, Message, Reply
-from distsec.beam.node import Exit, NodeProcess, leftovers, node_environment, read_run
+from distsec.beam.node import Exit, NodeProcess, boot_id, leftovers, node_environment, read_run
 from distsec.beam.overlay import load_overlay, save_overlay
 from distsec.beam.ports import check_port_free
 from distsec.beam.probe import ProbeResult, probe
 from distsec.beam.protocol import Argument
-from distsec.beam.runtime import find_erl, inspect
+from distsec.beam.runtime import find_erl, find_libraries, inspect
 from distsec.beam.scrutiny import BootWatch, find_before_start
-from distsec.core.wanted import Overlay, listed_names
+from distsec.core.wanted import Overlay
 from distsec.errors import GuardNotInForce, StoreError
-from distsec.model.cluster import Carrier, Certificate, ClusterSpec, NodeSpec
+from distsec.model.cluster import Certificate, ClusterSpec, Epmd, NodeSpec
 from distsec.model.policy import Policy, Reason
 from distsec.model.secret import Secret
 from distsec.model.text import escape
-from distsec.pki import cookies
 from distsec.pki.authority import certificate_of
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
 from distsec.supervisor import boot
 from distsec.supervisor.external import ExternalProcess
 from distsec.supervisor.proof import Expected
+from distsec.supervisor.records import Records, StateRecords
 
 PROBE_SECONDS = 4.0
 MAX_REFUSED_BYTES = 4096
@@ -72,6 +73,7 @@ class Server(Protocol):
     async def start(self) -> None: ...
     async def close(self) -> None: ...
     def drop(self, why: str) -> None: ...
+    def rekey(self, key: Secret) -> None: ...
     async def command(
         self,
         kind: Command,
@@ -83,6 +85,8 @@ class Server(Protocol):
 class Machine(Protocol):
     """Everything beyond memory. `use` comes first, and again after a reload. All raise DistsecError."""
 
+    records: Records
+
     @property
     def ports(self) -> Mapping[str, int]: ...
     def use(self, spec: ClusterSpec) -> None: ...
@@ -90,6 +94,7 @@ class Machine(Protocol):
     def save_overlay(self, overlay: Overlay) -> None: ...
     def document(self, policy: Policy) -> bytes: ...
     def start_time(self, pid: int) -> int | None: ...
+    def moment(self) -> tuple[str, int]: ...
     async def adopt(self, node: NodeSpec) -> Process | None: ...
     async def start(self, node: NodeSpec, document: bytes) -> Process: ...
     def boot_watch(self, node: NodeSpec, pid: int) -> boot.BootWatch: ...
@@ -109,8 +114,10 @@ class Machine(Protocol):
     def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
     def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]: ...
     def certificate(self, node: NodeSpec) -> Certificate | None: ...
+    def agent_key(self, node: NodeSpec) -> Secret: ...
     def outside(self, node: NodeSpec) -> dict[str, Any]: ...
     async def preflight(self, node: NodeSpec) -> None: ...
+    async def ready_epmd(self, node: NodeSpec) -> None: ...
     def rotate(self, node: NodeSpec) -> None: ...
     def load_echoes(self, node: NodeSpec, launch: str) -> Mapping[str, int]: ...
     def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None: ...
@@ -123,6 +130,7 @@ class LocalMachine:
         self.store = store
         self._base = base
         self._signer = PolicySigner.load(store)
+        self.records: Records = StateRecords(store, self._signer)
         self.use(spec)
 
     def use(self, spec: ClusterSpec) -> None:
@@ -142,6 +150,10 @@ class LocalMachine:
 
     def start_time(self, pid: int) -> int | None:
         return proc.start_time(pid)
+
+    def moment(self) -> tuple[str, int]:
+        """Now, as start times of processes are told: which boot of the kernel, and clock ticks since then."""
+        return boot_id(), session.ticks_now()
 
     async def adopt(self, node: NodeSpec) -> Process | None:
         """The node's process of an earlier orchestrator. None: not there any more; what it left is ended."""
@@ -167,6 +179,7 @@ class LocalMachine:
             raise GuardNotInForce(str(found))
         await asyncio.to_thread(self._prepare, node, document)
         check_port_free(node.address, self.ports[str(node.name)])
+        await self.ready_epmd(node)
         relative = f"{self._directory(node)}/run.json"
         return NodeProcess.start(
             node.command,
@@ -202,7 +215,7 @@ class LocalMachine:
     def expected(self, node: NodeSpec, policy_digest: str) -> Expected:
         optfile = f"{self._directory(node)}/{render.OPTFILE}"
         digest = None
-        if self.spec.carrier is not Carrier.INET_TCP:
+        if self.spec.carrier.encrypted:
             digest = hashlib.sha256(self.store.read(optfile)).hexdigest()
         return Expected(
             proto_dist=render.proto_dist(self.spec.carrier, node.address),
@@ -213,12 +226,11 @@ class LocalMachine:
         )
 
     async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
-        plain = self.spec.carrier is Carrier.INET_TCP
         return await probe(
             _reachable(node.address),
             node.port or self.ports[str(node.name)],
             PROBE_SECONDS,
-            expect="inet_tcp" if plain else "inet_tls",
+            expect=self.spec.carrier,
             opened=opened,
         )
 
@@ -251,21 +263,21 @@ class LocalMachine:
         self._path(node, "run.json").unlink(missing_ok=True)
 
     def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
-        """Policy and cookies only: what a living node was proven against (optfile, guard) stays as it is."""
-        secret = cookies.load_secret(self.store)
-        rendered = render.cookie_file(
-            cookies.default_cookie(secret, str(node.name)), self.cookies(node, overlay)
-        )
-        self.store.write(f"{self._directory(node)}/policy.term", document)
-        self.store.write(f"{self._directory(node)}/cookie.term", rendered)
+        """See provision.write_policy_files."""
+        provision.write_policy_files(self.spec, self.store, node, overlay, document)
 
     def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]:
-        """Of `node` with everybody who is listed and not denied."""
-        peers = [name for name in listed_names(self.spec, overlay) if name not in overlay.deny]
-        return provision.cookies_for(self.spec, self.store, node.name, peers)
+        """Of `node` with everybody who is listed and not denied; of one that is condemned, none."""
+        if str(node.name) in overlay.condemned:
+            return {}
+        peers = provision.cookie_peers(self.spec, overlay)
+        return provision.cookies_for(self.store, node.name, peers, dict(overlay.epochs))
+
+    def agent_key(self, node: NodeSpec) -> Secret:
+        return provision.agent_key(self.store, node.name)
 
     def certificate(self, node: NodeSpec) -> Certificate | None:
-        if self.spec.carrier is Carrier.INET_TCP:
+        if not self.spec.carrier.encrypted:
             return None
         return certificate_of(self.store.read(f"{self._directory(node)}/{render.CERTIFICATE}"))
 
@@ -288,11 +300,12 @@ class LocalMachine:
             "ebin": str(ebin_directory()),
             "address": node.address,
             "port": self.ports[str(node.name)],
+            "libraries": find_libraries(Path(node.otp_libraries)) if node.otp_libraries else (),
         }
 
     def outside(self, node: NodeSpec) -> dict[str, Any]:
         """What something else needs to start it: {"env": {…}, "files": {…}}; paths are absolute."""
-        tls = self.spec.carrier is not Carrier.INET_TCP
+        tls = self.spec.carrier.encrypted
         named = {
             "certificate": render.CERTIFICATE if tls else None,
             "key": render.KEY if tls else None,
@@ -301,9 +314,10 @@ class LocalMachine:
             "policy": "policy.term",
             "cookie": "cookie.term",
         }
-        flags = self._environment(node)["ERL_AFLAGS"]
+        environment = self._environment(node)
+        given = ("ERL_EPMD_ADDRESS", *node.environment, "ERL_AFLAGS")
         return {
-            "env": {**node.environment, "ERL_AFLAGS": flags},
+            "env": {name: environment[name] for name in given},
             "files": {key: str(self._path(node, name)) if name else None for key, name in named.items()},
         }
 
@@ -315,6 +329,15 @@ class LocalMachine:
         if erl is not None:
             plain = {key: environment[key] for key in ("PATH", "HOME", "LANG") if key in environment}
             await asyncio.to_thread(inspect, erl, plain)
+        await self.ready_epmd(node)
+
+    async def ready_epmd(self, node: NodeSpec) -> None:
+        """There is an epmd for `node` to register with, on loopback alone; nothing where it does not."""
+        if self.spec.epmd is Epmd.LOOPBACK:
+            environment = self._environment(node)
+            directory = self._working_directory(node)
+            erl = find_erl(node.command, environment, directory) if node.command else None
+            await ensure_epmd(epmd_port(environment), erl, environment)
 
     def _working_directory(self, node: NodeSpec) -> Path:
         return Path(node.working_directory or Path(self.spec.config_file).parent)

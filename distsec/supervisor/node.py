@@ -60,15 +60,22 @@ class ManagedNode:
 
     async def open(self) -> None:
         """Listens for its agent. Raises DistsecError."""
-        self.certificate = self.hub.machine.certificate(self.spec)
-        not_after = self.certificate.not_after if self.certificate else None
+        self._show_certificate()
         self.hub.metrics.set_node_state(self.name, self.status.state)
-        self.hub.metrics.set_certificate(self.name, not_after)
         ears = self._listener
         self._server = self.hub.machine.server(
             self.spec, self.accept_peer, ears.on_message, ears.on_lost, ears.on_refused
         )
         await self._server.start()
+        if self.status.rules.external:
+            await self._ready_epmd()
+
+    async def _ready_epmd(self) -> None:
+        """Whoever starts the node finds an epmd; if not, it is no reason to let go of a node that may run."""
+        try:
+            await self.hub.machine.ready_epmd(self.spec)
+        except DistsecError as error:
+            self.hub.note("warning", str(error), node=self.name)
 
     async def close(self) -> None:
         """Lets go of it: whatever runs goes on."""
@@ -87,6 +94,16 @@ class ManagedNode:
         self._take(process, self._as_configured())
         self.feed(life.Adopted(process.pid))
         return True
+
+    def rekeyed(self) -> None:
+        """It has a new certificate and a new agent key; whoever proves itself with the old one is nobody."""
+        self._show_certificate()
+        self.server.rekey(self.hub.machine.agent_key(self.spec))
+
+    def _show_certificate(self) -> None:
+        self.certificate = self.hub.machine.certificate(self.spec)
+        not_after = self.certificate.not_after if self.certificate else None
+        self.hub.metrics.set_certificate(self.name, not_after)
 
     def reconfigure(self, spec: NodeSpec) -> None:
         """New rules at once; whatever the node was started with from its next start on, and that is nobody's
@@ -161,10 +178,10 @@ class ManagedNode:
             case life.AskAgentToStop():
                 hub.spawn(self._ask_to_stop(), f"stop {self.name}")
             case life.SendTerm():
-                self._signal(signal.SIGTERM)
-                self._signal(signal.SIGCONT)  # a stopped process takes no TERM
+                self.signal(signal.SIGTERM)
+                self.signal(signal.SIGCONT)  # a stopped process takes no TERM
             case life.SendKill():
-                self._signal(signal.SIGKILL)
+                self.signal(signal.SIGKILL)
             case life.ForgetProcess():
                 hub.machine.forget(self.spec)
             case life.ScheduleTick(at):
@@ -178,8 +195,12 @@ class ManagedNode:
         if self.status.state is not NodeState.STARTING:
             self._start_failed(life.StartFailed("a stop was requested first"))
             return
+        if (why := self.hub.startable(self.name)) is not None:
+            self._start_failed(life.StartFailed(why))
+            return
         launched = self._as_configured()
         try:
+            self._show_certificate()  # the operator may have given it another meanwhile
             process = await self.hub.machine.start(self.spec, self.hub.desk.wanted.document)
         except DistsecError as error:
             self._start_failed(start_failed(error))
@@ -217,7 +238,8 @@ class ManagedNode:
         if (refused := self.hub.machine.take_refusal(self.spec, since)) is not None:
             self.feed(life.GuardRefused(*refused))
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """To its process and those of its group, where there is one."""
         if self.process is None:
             return
         try:
@@ -246,8 +268,10 @@ class ManagedNode:
             self.hub.desk.node_gone(self.name)
             if self.status.state is not NodeState.STARTING:
                 self.observed.ended()
+                self.hub.memory.gone(self.name)
         self.hub.metrics.set_node_state(self.name, self.status.state)
         self.hub.metrics.set_agent(self.name, self.status.agent)
+        self.hub.changed()
         for future in tuple(self._changed):
             if not future.done():
                 future.set_result(None)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from distsec.beam.messages import EventKind, Heartbeat, Lane, LaneEvent, Snapshot
 from distsec.beam.security_events import to_security_event
-from distsec.model.cluster import Link, NodeSpec
+from distsec.model.cluster import Carrier, Link, NodeSpec
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.policy import Direction, Reason, Verdict
 from distsec.observe.bus import Bus
@@ -62,6 +62,7 @@ class Observed:
     def show(self, snapshot: Snapshot) -> None:
         """What it says of itself replaces what was known."""
         self.snapshot = snapshot
+        self.echoes.addressed = snapshot.carrier == Carrier.DISTSEC
         self.links = {link.peer: link for link in snapshot.links[:MAX_LINKS]}
         self._links_differ = 0
         self.applied(snapshot.policy_generation, snapshot.policy_digest)

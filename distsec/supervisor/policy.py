@@ -1,4 +1,4 @@
-"""The wanted policy and its way to the nodes: performs what `core.rollout` decides.
+"""The wanted policy, and what changes it (`pushing` brings it to the nodes).
 
 Only here are policy files written and policies pushed. One change at a time; a node that misses one gets the
 wanted policy again as soon as a heartbeat shows that it has another (`ManagedNode`), and from its file when
@@ -9,60 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
-from distsec.beam.link import AgentCommandFailed
-from distsec.beam.messages import Command, Reply
-from distsec.beam.protocol import Argument
-from distsec.core import rollout
+from distsec.beam.messages import Reply
+from distsec.core import rollback, rollout
 from distsec.core.rollout import Content
-from distsec.core.wanted import Overlay, listed_names, wanted_policy
+from distsec.core.wanted import Overlay, Taint, is_trusted, listed_names, wanted_policy
 from distsec.errors import DistsecError, NotAcknowledged, NotFound, UsageError
-from distsec.model.cluster import ClusterSpec, NodeSpec
+from distsec.model.cluster import ClusterSpec
+from distsec.model.identities import canonical_identity
 from distsec.model.names import NodeName, glob_matches
 from distsec.model.text import escape
-from distsec.supervisor.machine import Machine, Server
+from distsec.supervisor.machine import Machine
+from distsec.supervisor.pushing import Driver, Spawn, Target, Wanted, nothing
+
+CLOCK_SLACK_SECONDS = 3600.0
+"""A clock that goes back by less is set right now and then."""
 
 PUSH_SECONDS = 10.0
 """For a push outside of a rollout. The node waits up to 4 s for the links that it ends."""
-
-_IDENTITY = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]{1,255}){1,8}")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What every node is to have in force. `digest`: SHA-256 of the document, as agents report it."""
-
-    overlay: Overlay
-    prepared: frozenset[str]
-    document: bytes
-    digest: str
-    labels: tuple[str, ...]  # the names and patterns on it: what metrics may call a peer
-
-    @property
-    def generation(self) -> int:
-        return self.overlay.generation
-
-
-class Target(Protocol):
-    """What the desk needs of a node."""
-
-    name: str
-    spec: NodeSpec
-
-    @property
-    def server(self) -> Server: ...
-    @property
-    def takes_policy(self) -> bool: ...  # it runs, or its agent is connected
-    @property
-    def active_digest(self) -> str | None: ...
-    async def until_connected(self) -> None: ...
-    def applied(self, generation: int, digest: str) -> None: ...  # it has put that in force
 
 
 class PolicyDesk:
@@ -73,64 +42,81 @@ class PolicyDesk:
         spec: ClusterSpec,
         machine: Machine,
         targets: Callable[[], Mapping[str, Target]],
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Spawn,
         on_change: Callable[[Wanted], object] = lambda wanted: None,
     ) -> None:
         self.spec = spec
-        self.busy = False
+        self.notes: tuple[str, ...] = ()
+        """What was wrong with the overlay that was found: to be told once everything is there to tell it."""
+        self.rolled_back: str | None = None
+        """Why the overlay may lack what was decided; until the operator has decided something since."""
         self._machine = machine
         self._targets = targets
-        self._spawn = spawn
+        self._driver = Driver(self, machine, targets, spawn)
         self._on_change = on_change
         self._lock = asyncio.Lock()
-        self._events: asyncio.Queue[rollout.Event] | None = None
         # A generation of its own for each orchestrator: what an earlier one pushed last is not known, only
         # that it is not above what was saved (core.rollout, 2).
-        self.wanted = self._make(machine.load_overlay().advanced())
-        self._saved = False
+        overlay, self.notes = rollback.lifted(machine.load_overlay(), machine.records.found(spec))
+        self.rolled_back = "; ".join(self.notes) or None
+        if overlay.issued_at > time.time() + CLOCK_SLACK_SECONDS:
+            ahead = f"{overlay.issued_at - time.time():.0f} s"
+            self.notes += (f"the clock was set back: the last policy was issued {ahead} from now",)
+        self.wanted = self._make(overlay.advanced())
+        self.saved = False
         self._disk = threading.Lock()  # held by threads only, never by the event loop
 
-    def _save_first(self) -> None:
+    def save_first(self) -> None:
         """Saves that generation before anybody is told of it; not before, so that an orchestrator that cannot
         start (a port in use, no `erl`) leaves the disk as it was. Blocks; for a thread.
         """
         with self._disk:
-            if not self._saved:
+            if not self.saved:
                 self._machine.save_overlay(self.wanted.overlay)
-                self._saved = True
+                self.saved = True
 
-    def _save(self, overlay: Overlay) -> None:
+    def save(self, overlay: Overlay) -> None:
         """Blocks; for a thread. A first save that is still under way comes before it, and none after it."""
         with self._disk:
             self._machine.save_overlay(overlay)
-            self._saved = True
+            self.saved = True
 
     def write_files(self) -> None:
         """Brings the file of every node up to date, whether it runs or not. Raises StoreError. Blocks; for a
         thread.
         """
-        self._save_first()
+        self.save_first()
         for target in tuple(self._targets().values()):
             self._machine.write_policy(target.spec, self.wanted.overlay, self.wanted.document)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a change is on its way to the nodes."""
+        return self._driver.busy
+
     async def push(self, target: Target, seconds: float = PUSH_SECONDS) -> Reply:
         """Sends the wanted policy to one node. Raises AgentCommandFailed."""
-        return await self._send(target, self.wanted, seconds)
+        return await self._driver.send(target, self.wanted, seconds)
 
     def node_gone(self, name: str) -> None:
         """Its process has ended: nobody waits for its answer any longer."""
-        if self._events is not None:
-            self._events.put_nowait(rollout.NodeGone(name))
+        self._driver.node_gone(name)
 
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
         """Two-phase. Raises NameInvalid, UsageError, NotAcknowledged (rolled back), StoreError."""
         name = str(NodeName.parse(name))
-        if identity is not None and not _IDENTITY.fullmatch(identity):
+        if identity is not None and not is_trusted(self.spec, canonical_identity(identity)):
             raise UsageError(
-                f"{escape(identity, 80)} is no identity", do=f"write spiffe://{self.spec.name}/path"
+                f"{escape(identity, 80)} is of a trust domain that this configuration does not trust",
+                do="add the domain to [security.distribution] foreign_trust_domains, if you trust who issues"
+                " its certificates",
             )
         async with self._lock:
             base = self.wanted
+            if name in base.overlay.condemned:
+                raise UsageError(
+                    f"{name} is being re-keyed", do="wait until `distsec status` says that it is"
+                )
             configured = name in map(str, self.spec.allowed_nodes)
             opened = base.overlay.allowing(name, identity, configured=configured)
 
@@ -140,16 +126,16 @@ class PolicyDesk:
                 return self._make(replace(overlay, generation=generation), prepared)
 
             try:
-                outcome = await self._drive(rollout.begin_allow, make)
+                outcome = await self._drive(rollout.begin_allow, make, base.overlay.condemned)
             except DistsecError:
                 if self.wanted is base:
                     raise  # nothing was saved, and nobody told
                 # Saved is WITHOUT, or OPEN that nobody was told of: what is above both says WITHOUT.
-                self._adopt(make(Content.WITHOUT, base.generation + rollout.ROLLBACK_OFFSET))
+                self.adopt(make(Content.WITHOUT, base.generation + rollout.ROLLBACK_OFFSET))
                 raise
         if not outcome.done:
             raise NotAcknowledged(
-                f"{name} is not allowed: {_who(outcome.missing)}; rolled back",
+                f"{name} is not allowed: {who(outcome.missing)}; rolled back",
                 missing=tuple(outcome.missing),
                 do="see to these nodes (`distsec status`) and repeat it",
             )
@@ -159,24 +145,59 @@ class PolicyDesk:
         """Persisted first. Raises NameInvalid, NotFound, StoreError (nothing is changed), NotAcknowledged."""
         name = str(NodeName.parse(name))
         async with self._lock:
-            base = self.wanted
-            denied = base.overlay.denying(name)
-            if not self._known(name) and name not in base.overlay.deny:
+            if not self.knows(name):
                 raise NotFound(
                     f"{name} is on no list and fits no rule, so nobody admits it", do="check the name"
                 )
-
-            def make(content: Content, generation: int) -> Wanted:
-                return self._make(replace(denied, generation=generation), base.prepared - {name})
-
-            outcome = await self._drive(rollout.begin_deny, make)
+            outcome = await self._refuse(lambda overlay: overlay.denying(name), withdrawn=frozenset({name}))
         if not outcome.done:
             raise NotAcknowledged(
-                f"{name} is denied, for good, but {_who(outcome.missing)}",
+                f"{name} is denied, for good, but {who(outcome.missing)}",
                 missing=tuple(outcome.missing),
                 do="these nodes take the denial up when they answer; stop them if that cannot wait",
             )
         return self._answer(name, outcome)
+
+    async def refuse(
+        self,
+        changed: Callable[[Overlay], Overlay],
+        *,
+        withdrawn: frozenset[str] = frozenset(),
+        above: int = 0,
+        kept: Callable[[], object] = nothing,
+    ) -> rollout.Finish:
+        """Like a denial, whatever `changed` makes of the overlay: persisted, then told to all, for good.
+
+        `withdrawn`: names that are not being let in any more; `above`: a generation that it must exceed.
+        Raises StoreError (then nothing is changed, unless `kept` was called).
+        """
+        async with self._lock:
+            return await self._refuse(changed, withdrawn=withdrawn, above=above, kept=kept)
+
+    async def restage(self, changed: Mapping[str, Taint | None], seen: Overlay) -> None:
+        """Keeps other records of taint (Overlay.restaged); no node is told. Raises StoreError, with nothing
+        changed.
+        """
+        async with self._lock:
+            overlay = self.wanted.overlay.restaged(changed, seen)
+            await asyncio.to_thread(self.save, overlay)
+            self.wanted = replace(self.wanted, overlay=overlay)
+
+    async def _refuse(
+        self,
+        changed: Callable[[Overlay], Overlay],
+        *,
+        withdrawn: frozenset[str] = frozenset(),
+        above: int = 0,
+        kept: Callable[[], object] = nothing,
+    ) -> rollout.Finish:
+        base = self.wanted
+        overlay = changed(base.overlay)
+
+        def make(content: Content, generation: int) -> Wanted:
+            return self._make(replace(overlay, generation=generation), base.prepared - withdrawn)
+
+        return await self._drive(rollout.begin_deny, make, overlay.condemned, kept, above)
 
     async def reconfigure(
         self, spec: ClusterSpec, newly_allowed: frozenset[str], saved: Callable[[], object]
@@ -203,7 +224,7 @@ class PolicyDesk:
                 saved()
 
             try:
-                outcome = await self._drive(rollout.begin_deny, make, keep)
+                outcome = await self._drive(rollout.begin_deny, make, overlay.condemned, keep)
             finally:
                 if not kept:
                     self.spec = old
@@ -213,7 +234,11 @@ class PolicyDesk:
         """Opens what a reload has prepared as soon as everybody has it in force. Called now and then."""
         if not self.wanted.prepared or self._lock.locked():
             return
-        waiting = [node for node in self._targets().values() if node.takes_policy]
+        waiting = [
+            node
+            for name, node in self._targets().items()
+            if node.takes_policy and name not in self.wanted.overlay.condemned
+        ]
         if all(node.active_digest == self.wanted.digest for node in waiting):
             async with self._lock:
                 await self._open()
@@ -226,7 +251,7 @@ class PolicyDesk:
         def make(content: Content, generation: int) -> Wanted:
             return self._make(replace(overlay, generation=generation))
 
-        return (await self._drive(rollout.begin_deny, make)).missing
+        return (await self._drive(rollout.begin_deny, make, overlay.condemned)).missing
 
     # ---- the interpreter of rollouts
 
@@ -234,100 +259,31 @@ class PolicyDesk:
         self,
         begin: Callable[..., rollout.Result],
         make: Callable[[Content, int], Wanted],
-        saved: Callable[[], object] = lambda: None,
+        condemned: frozenset[str],
+        saved: Callable[[], object] = nothing,
+        above: int = 0,
     ) -> rollout.Finish:
-        """Performs a rollout to its end; calls `saved` after each save. A file that cannot be written stops
-        no denial: it is raised afterwards.
-        """
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[rollout.Event] = asyncio.Queue()
-        targets = [name for name, target in self._targets().items() if target.takes_policy]
         deadline = self.spec.acknowledge_deadline_seconds
-        state, effects = begin(self.wanted.generation, targets, loop.time(), deadline)
-        failure: DistsecError | None = None
-        self.busy, self._events = True, events
-        try:
-            while True:
-                for effect in effects:
-                    match effect:
-                        case rollout.Save(generation, content):
-                            await asyncio.to_thread(self._save, make(content, generation).overlay)
-                            saved()
-                        case rollout.WriteFiles(generation, content):
-                            self._adopt(make(content, generation))
-                            try:
-                                await asyncio.to_thread(self.write_files)
-                            except DistsecError as error:
-                                failure = error
-                        case rollout.Push(_, _, names):
-                            for name in names:
-                                task = self._ask(name, self.wanted, events, deadline)
-                                self._spawn(task, f"push to {name}")
-                        case rollout.Finish():
-                            if failure is not None:
-                                raise failure
-                            return effect
-                event: rollout.Event = rollout.Tick()
-                try:
-                    async with asyncio.timeout_at(state.due):
-                        event = await events.get()
-                except TimeoutError:
-                    pass
-                state, effects = rollout.step(state, event, loop.time())
-        finally:
-            self.busy, self._events = False, None
-
-    async def _ask(
-        self, name: str, wanted: Wanted, events: asyncio.Queue[rollout.Event], deadline: float
-    ) -> None:
-        """Pushes to one node until it answers; silence is the rollout's to judge."""
-        target = self._targets().get(name)
-        if target is None:
-            events.put_nowait(rollout.NodeGone(name))
-            return
-        try:
-            async with asyncio.timeout(deadline):
-                while True:
-                    await target.until_connected()
-                    try:
-                        await self._send(target, wanted, deadline)
-                    except AgentCommandFailed as error:
-                        if error.reason == "lost":
-                            await asyncio.sleep(0.05)
-                            continue
-                        if error.reason != "timeout":
-                            events.put_nowait(rollout.Refused(name, wanted.generation, error.reason))
-                        return
-                    events.put_nowait(rollout.Acknowledged(name, wanted.generation))
-                    return
-        except TimeoutError:
-            return
-
-    async def _send(self, target: Target, wanted: Wanted, seconds: float) -> Reply:
-        if not self._saved:
-            await asyncio.to_thread(self._save_first)
-        cookies = self._machine.cookies(target.spec, wanted.overlay)
-        arguments: dict[str, Argument] = {"document": wanted.document, "cookies": cookies}
-        reply = await target.server.command(Command.POLICY, arguments, seconds)
-        target.applied(reply.fields["generation"], reply.fields["digest"])
-        return reply
+        return await self._driver.drive(begin, make, condemned, deadline, saved, above)
 
     def _make(self, overlay: Overlay, prepared: frozenset[str] = frozenset()) -> Wanted:
-        policy = wanted_policy(
-            self.spec, overlay, self._machine.ports, issued_at=int(time.time()), prepared=prepared
-        )
+        # Certificates are judged at the time of the policy at least: it never goes back.
+        overlay = replace(overlay, issued_at=max(int(time.time()), overlay.issued_at))
+        policy = wanted_policy(self.spec, overlay, self._machine.ports, overlay.issued_at, prepared)
         document = self._machine.document(policy)
         labels = (*listed_names(self.spec, overlay), *(rule.pattern for rule in policy.rules))
         return Wanted(overlay, prepared, document, hashlib.sha256(document).hexdigest(), labels)
 
-    def _adopt(self, wanted: Wanted) -> None:
+    def adopt(self, wanted: Wanted) -> None:
         self.wanted = wanted
         self._on_change(wanted)
 
-    def _known(self, name: str) -> bool:
+    def knows(self, name: str) -> bool:
+        """Whether it is listed, fits a rule, or is denied already."""
         listed = listed_names(self.spec, self.wanted.overlay)
         patterns = [pattern for rule in self.spec.rules for pattern in rule.names]
-        return name in listed or any(glob_matches(pattern, name) for pattern in patterns)
+        denied = self.wanted.overlay.deny
+        return name in listed or name in denied or any(glob_matches(pattern, name) for pattern in patterns)
 
     def _answer(self, name: str, outcome: rollout.Finish) -> dict[str, Any]:
         return {
@@ -338,6 +294,6 @@ class PolicyDesk:
         }
 
 
-def _who(missing: Mapping[str, str]) -> str:
+def who(missing: Mapping[str, str]) -> str:
     said = {rollout.NO_ANSWER: "has not acknowledged"}
     return ", ".join(f"{name} {said.get(why, f'refused it ({why})')}" for name, why in missing.items())

@@ -74,7 +74,7 @@ def judge(expected: Expected, snapshot: Snapshot, listeners: Iterable[Listener],
 
 def judge_probe(carrier: Carrier, seen: ProbeResult) -> Verdict:
     """Whether a stranger gets at the port what the carrier promises, and nothing else."""
-    if carrier is Carrier.INET_TCP:
+    if not carrier.encrypted:
         if seen.plaintext_distribution:
             return PROVEN
         why = f"its port did not answer the probe ({seen.error or 'no word'})"

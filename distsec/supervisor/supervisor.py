@@ -13,20 +13,29 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any
 
 from distsec.core import node_status as life
+from distsec.core.wanted import Overlay
 from distsec.errors import CommandFailed, DistsecError, NotAcknowledged, NotFound, Unavailable, UsageError
 from distsec.model.cluster import ClusterSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
+from distsec.model.identities import readable
 from distsec.model.names import MAX_NAME_BYTES
 from distsec.model.policy import Verdict
+from distsec.model.shells import Operator
 from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.log import Logger, log_line
 from distsec.observe.metrics import Metrics
 from distsec.supervisor import views
+from distsec.supervisor.containment import Containment
+from distsec.supervisor.link_memory import LinkMemory
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.node import ManagedNode
-from distsec.supervisor.policy import PolicyDesk, Wanted
+from distsec.supervisor.policy import PolicyDesk
+from distsec.supervisor.pushing import Wanted
 from distsec.supervisor.reload import Reloader
+from distsec.supervisor.revocation import Revocation
+from distsec.supervisor.rollback import RollbackWatch
+from distsec.supervisor.shells import Place, Shells
 
 TICK_SECONDS = 1.0
 ROTATE_EVERY_TICKS = 5
@@ -40,7 +49,7 @@ class Supervisor:
     """Belongs to one event loop; used within `async with supervisor.running()`.
 
     `reread()` loads the configuration anew, `complete(spec)` provisions what a new one needs; both raise
-    DistsecError. Every method that does says which DistsecError it raises.
+    DistsecError; `place` is where shells are made. Every method that does says which DistsecError it raises.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class Supervisor:
         *,
         reread: Callable[[], ClusterSpec],
         complete: Callable[[ClusterSpec], object],
+        place: Place,
     ) -> None:
         self.spec = spec
         self.machine = machine
@@ -60,9 +70,14 @@ class Supervisor:
         self.metrics = metrics
         self.starts = asyncio.Semaphore(max(1, spec.start_parallel))
         self.nodes: dict[str, ManagedNode] = {}
+        self.memory = LinkMemory(machine.records, self._is_listed, self.spawn, self.note)
+        self.rollbacks = RollbackWatch(self)
+        self._containment = Containment(self)
+        self._revocation = Revocation(self)
         self.ending = False
         self._logger = logger
         self._reloader = Reloader(self, logger, reread, complete)
+        self.shells = Shells(self, place)
         self._desk: PolicyDesk | None = None
         self._group: asyncio.TaskGroup | None = None
         self._released = False
@@ -82,6 +97,7 @@ class Supervisor:
             try:
                 await self._begin()
                 self.spawn(self._housekeeping(), "housekeeping")
+                self.spawn(self._containment.run(), "containment")
                 yield
             finally:
                 await self._let_go()
@@ -115,10 +131,14 @@ class Supervisor:
             self.spec, self.machine, lambda: self.nodes, self.spawn, on_change=self._new_policy
         )
         self._new_policy(self._desk.wanted)
+        self.memory.load(self.nodes)
+        self.rollbacks.tell_of_start()
+        self.bus.subscribe(self.shells.event, "shells")
         for node in self.nodes.values():
             await node.open()
+        self.shells.restore()
         to_start = [node for node in self.nodes.values() if not await node.adopt()]
-        to_start = [node for node in to_start if node.spec.command]
+        to_start = [node for node in to_start if node.spec.command and self.startable(node.name) is None]
         for node in to_start:
             await self.machine.preflight(node.spec)
         await asyncio.to_thread(self._desk.write_files)
@@ -127,9 +147,11 @@ class Supervisor:
 
     async def _let_go(self) -> None:
         self._released = True
+        self.shells.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.memory.save()
         for node in self.nodes.values():
             await node.close()
 
@@ -140,6 +162,7 @@ class Supervisor:
             ticks += 1
             for node in tuple(self.nodes.values()):
                 node.tick()
+            self.memory.tick()
             with contextlib.suppress(DistsecError):  # tried again in a second
                 await self.desk.settle()
             if ticks % ROTATE_EVERY_TICKS == 0:
@@ -159,6 +182,17 @@ class Supervisor:
         if self._desk is None:
             raise Unavailable("the orchestrator is still starting", do="try again in a moment")
         return self._desk
+
+    def changed(self) -> None:
+        """Something about a node has changed."""
+        self._containment.wake()
+
+    def startable(self, name: str) -> str | None:
+        """Why `name` may not be started now; None: it may."""
+        return self._containment.startable(name)
+
+    def _is_listed(self, name: str) -> bool:
+        return name in self.nodes or name in self.desk.wanted.labels
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Runs `work` beside everything else; what it raises is logged and ends nothing but itself.
@@ -192,7 +226,8 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """The document of `distsec status --json`."""
         now = asyncio.get_running_loop().time()
-        return views.status_document(self.spec, self.desk.wanted, self.nodes.values(), self._user, now)
+        nodes, rolled_back = self.nodes.values(), self.desk.rolled_back
+        return views.status_document(self.spec, self.desk.wanted, nodes, self._user, now, rolled_back)
 
     def environment(self, name: str) -> dict[str, Any]:
         """For a node that something else starts. Raises NotFound."""
@@ -234,21 +269,35 @@ class Supervisor:
             )
         return await self._told(Verdict.ALLOW, name, identity, self.desk.allow(name, identity))
 
-    async def deny(self, name: str, compromised: bool) -> dict[str, Any]:
-        """See PolicyDesk.deny. Re-keying (`compromised`) is refused: it is not built yet."""
-        if compromised:
-            raise UsageError("deny --compromised is not built yet: nothing would be re-keyed")
+    async def deny(self, name: str, compromised: bool = False, since: float = 0.0) -> dict[str, Any]:
+        """See PolicyDesk.deny, and for a compromised node Containment.condemn."""
         self._refuse_if_ending()
-        return await self._told(Verdict.DENY, name, None, self.desk.deny(name))
+        change = self._containment.condemn(name, since) if compromised else self.desk.deny(name)
+        return await self._told(Verdict.DENY, name, None, change, "compromised" if compromised else None)
+
+    async def revoke(self, what: str) -> dict[str, Any]:
+        """See Revocation.revoke."""
+        self._refuse_if_ending()
+        return await self._told(Verdict.DENY, what, None, self._revocation.revoke(what), "revoked")
+
+    async def certificates(self) -> dict[str, Any]:
+        """See Revocation.certificates."""
+        return await self._revocation.certificates()
 
     async def _told(
-        self, verdict: Verdict, name: str, identity: str | None, change: Awaitable[dict[str, Any]]
+        self,
+        verdict: Verdict,
+        name: str,
+        identity: str | None,
+        change: Awaitable[dict[str, Any]],
+        reason: str | None = None,
     ) -> dict[str, Any]:
         """Does it, and has it on record who was to be let in or kept out, and how that ended."""
         ended = "not done"
         try:
             answer = await change
             ended = f"policy generation {answer['generation']}"
+            self.desk.rolled_back = None  # the operator has seen what there is, and decided
         except NotAcknowledged as error:
             ended = str(error)
             raise
@@ -261,11 +310,21 @@ class Supervisor:
                     time.time(),
                     peer=name[:MAX_NAME_BYTES],
                     result=str(verdict),
-                    identity=identity,
+                    reason=reason,
+                    identity=None if identity is None else escape(readable(identity), 512),
                     detail=ended,
                 )
             )
         return answer
+
+    async def shell(self, name: str, operator: Operator) -> dict[str, Any]:
+        """See Shells.open."""
+        self._refuse_if_ending()
+        return await self.shells.open(name, operator)
+
+    @property
+    def overlay(self) -> Overlay:
+        return self.desk.wanted.overlay
 
     async def reload(self) -> dict[str, Any]:
         """Re-reads the configuration and applies the difference; denials come first.
@@ -277,7 +336,7 @@ class Supervisor:
         return await self._reloader.reload()
 
     def _new_policy(self, wanted: Wanted) -> None:
-        self.metrics.set_listed(wanted.labels)
+        self.metrics.set_listed((*wanted.labels, *self.shells.labels()))
         for node in self.nodes.values():
             self.metrics.set_policy(node.name, wanted.generation, node.observed.generation)
 
@@ -293,6 +352,8 @@ class Supervisor:
 
     def _startable(self, name: str) -> ManagedNode:
         node = self._named(name)
+        if (why := self.startable(name)) is not None:
+            raise UsageError(why, do=f"when it is to come back: `distsec allow {name}`, then start it")
         if not node.spec.command and node.status.state is not NodeState.FATAL:
             raise UsageError(
                 f"{name} has no command: something else starts it",

@@ -8,20 +8,26 @@ from dataclasses import asdict
 from typing import Any
 
 from distsec.core.node_status import NodeStatus, Why
+from distsec.core.wanted import Overlay, TaintStage
 from distsec.model.cluster import PROVEN_RELEASES, Certificate, ClusterSpec, Link, NodeState
 from distsec.model.policy import Verdict
 from distsec.model.text import escape
 from distsec.supervisor.node import ManagedNode
-from distsec.supervisor.policy import Wanted
+from distsec.supervisor.pushing import Wanted
 
 SCHEMA = 1
 
 
 def status_document(
-    spec: ClusterSpec, wanted: Wanted, nodes: Iterable[ManagedNode], user: str, now: float
+    spec: ClusterSpec,
+    wanted: Wanted,
+    nodes: Iterable[ManagedNode],
+    user: str,
+    now: float,
+    rolled_back: str | None = None,
 ) -> dict[str, Any]:
     """The answer to `status`. `wanted`: the policy that all are to have; `user`: who they run as; `now`:
-    loop time.
+    loop time; `rolled_back`: why `wanted` may lack what was decided.
     """
     nodes = list(nodes)
     refusals: Counter[tuple[str, str, str]] = Counter()
@@ -33,10 +39,14 @@ def status_document(
         "cluster": spec.name,
         "mode": str(spec.mode),
         "carrier": str(spec.carrier),
-        "healthy": all(is_well(node, wanted.digest) for node in nodes),
+        "healthy": rolled_back is None and all(is_well(node, wanted) for node in nodes),
         "violation": any(is_violation(node) for node in nodes),
         "policy_generation": wanted.generation,
-        "nodes": [node_document(node, user, now) for node in nodes],
+        "policy_rolled_back": rolled_back,
+        "tainted_elsewhere": [
+            taint.name for taint in wanted.overlay.tainted if taint.stage is TaintStage.ELSEWHERE
+        ],
+        "nodes": [node_document(node, wanted.overlay, user, now) for node in nodes],
         "refusals": [
             {"node": node, "direction": direction, "reason": reason, "count": count}
             for (node, direction, reason), count in sorted(refusals.items())
@@ -44,20 +54,23 @@ def status_document(
     }
 
 
-def is_well(node: ManagedNode, wanted: str) -> bool:
-    """RUNNING, proven, its agent connected, with the policy of the digest `wanted`, and no link that should
-    not be.
+def is_well(node: ManagedNode, wanted: Wanted) -> bool:
+    """RUNNING, proven, its agent connected, with the policy `wanted`, a certificate that is not revoked, and
+    no link that should not be.
 
-    Or STOPPED because it was told to, or because its restart policy lets it end.
+    Or STOPPED because it was told to, or because its restart policy lets it end. Never tainted, except for a
+    node that was denied as compromised and is held.
     """
-    status = node.status
+    status, taint = node.status, wanted.overlay.taint(node.name)
+    if taint is not None and taint.stage is not TaintStage.HELD:
+        return False
     if status.state is NodeState.STOPPED:
-        return status.why in (Why.OPERATOR, Why.EXITED)
-    return (
+        return status.why in (Why.OPERATOR, Why.EXITED, Why.COMPROMISED) or taint is not None
+    return not is_revoked(node, wanted.overlay) and (
         status.state is NodeState.RUNNING
         and status.proven
         and status.agent
-        and node.active_digest == wanted
+        and node.active_digest == wanted.digest
         and not is_violation(node)
     )
 
@@ -70,10 +83,17 @@ def is_violation(node: ManagedNode) -> bool:
     )
 
 
-def node_document(node: ManagedNode, user: str, now: float) -> dict[str, Any]:
+def is_revoked(node: ManagedNode, overlay: Overlay) -> bool:
+    """Whether its own certificate is: then nobody links with it."""
+    return node.certificate is not None and node.certificate.serial in overlay.revoked
+
+
+def node_document(node: ManagedNode, overlay: Overlay, user: str, now: float) -> dict[str, Any]:
     """One entry of `nodes`."""
+    taint = overlay.taint(node.name)
     status, snapshot = node.status, node.observed.snapshot
     otp = escape(snapshot.otp, 20) if snapshot is not None and status.pid is not None else None
+    revoked = is_revoked(node, overlay) if node.certificate is not None else None
     return {
         "name": node.name,
         "state": str(status.state),
@@ -87,8 +107,9 @@ def node_document(node: ManagedNode, user: str, now: float) -> dict[str, Any]:
         "uptime_seconds": int(now - status.started) if status.started is not None else None,
         "agent": "connected" if status.agent else "lost",
         "policy_generation": node.observed.generation if status.pid is not None else None,
-        "tainted": False,
-        "certificate": _certificate(node.certificate),
+        "tainted": taint is not None,
+        "taint": None if taint is None else {"stage": str(taint.stage), "cause": taint.cause},
+        "certificate": {**_certificate(node.certificate), "revoked": revoked},
         "links": [_link(link) for _, link in sorted(node.observed.links.items())],
     }
 

@@ -75,16 +75,20 @@ class TestAuthority:
         usage: Sequence[ObjectIdentifier] = BOTH_ROLES,
         valid_from: timedelta = -DAY,
         valid_for: timedelta = 2 * DAY,
+        subject: str = "CN=test leaf",
+        dns: Sequence[str] = (),
     ) -> Leaf:
-        """Writes a leaf into `directory`; `valid_from` is counted from now, `valid_for` from there."""
+        """Writes a leaf into `directory`; `valid_from` is counted from now, `valid_for` from there. `subject`:
+        as RFC 4514 writes it; `dns`: names beside the host's.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         begins = datetime.now(UTC) + valid_from
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         # OTP 25 looks for an IP literal among the DNS names, 27 and newer among the addresses
-        names += [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address(host))]
+        names += [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address(host)), *map(x509.DNSName, dns)]
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test leaf")]))
+            .subject_name(x509.Name.from_rfc4514_string(subject))
             .issuer_name(self.certificate.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())

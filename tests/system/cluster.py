@@ -38,13 +38,21 @@ from tests.system.processes import belonging_to, describe, end_all
 from tests.waiting import wait_until
 
 HOST = "127.0.0.1"
+CARRIER = "distsec"
+"""Of every cluster whose test does not say otherwise."""
+
 RUNNING_SECONDS = 60.0
 STOP_SECONDS = 40.0
 COMMAND_SECONDS = 60.0
 
 
 class Cluster:
-    """One cluster. `nodes` are names without the host; `otp` may map each of them to a release of its own."""
+    """One cluster. `nodes` are names without the host; `otp` may map each of them to a release of its own.
+
+    `carrier`: as in the configuration; "inet_tls" where a test is about stock OTP. Without TLS (development
+    mode) there is no choice. `host`: what every node is called after, an address of loopback that it listens
+    on, or a name; then `address` is what it listens on.
+    """
 
     def __init__(
         self,
@@ -54,11 +62,16 @@ class Cluster:
         *,
         name: str = "demo",
         mode: str = "production",
+        carrier: str | None = CARRIER,
+        host: str = HOST,
+        address: str | None = None,
     ) -> None:
         # short: a Unix socket's path has at most 107 bytes, and pytest's tmp_path uses up most of them
         self.directory = Path(tempfile.mkdtemp(prefix="ds", dir="/tmp"))
         self.beams = beams
         self.name = name
+        self.host = host
+        self.address = address or host
         self.names = list(nodes)
         self.otps = dict(otp) if isinstance(otp, Mapping) else dict.fromkeys(self.names, otp)
         self.config = self.directory / "distsec.toml"
@@ -66,8 +79,10 @@ class Cluster:
         self.orchestrator: subprocess.Popen[bytes] | None = None
         self._strangers: list[strangers.Intruder] = []
         self._authority_count = 0
-        metrics_port, *ports = free_ports(1 + len(self.names))
+        six = ":" in self.address
+        metrics_port, *ports = free_ports(1 + (0 if six else len(self.names)))
         self.metrics_port = metrics_port
+        ports = free_ports(len(self.names), self.address) if six else ports
         self.ports = dict(zip(self.names, ports, strict=True))
         self.settings: dict[str, Any] = {
             "cluster": {"name": name, "state_dir": "state", "on_exit": "leave"},
@@ -82,10 +97,13 @@ class Cluster:
             "nodes": [self._node_table(node) for node in self.names],
         }
         """The configuration: change it, then `write()`."""
+        if carrier and mode == "production":
+            self.settings["security"]["distribution"]["carrier"] = carrier
 
     def _node_table(self, node: str) -> dict[str, Any]:
         return {
             "name": self.node(node),
+            **({"address": self.address} if self.address != self.host else {}),
             "port": self.ports[node],
             "command": [
                 self.otps[node].erl,
@@ -98,12 +116,12 @@ class Cluster:
 
     def node(self, name: str) -> str:
         """`a` → `a@127.0.0.1`; a full name stays."""
-        return name if "@" in name else f"{name}@{HOST}"
+        return name if "@" in name else f"{name}@{self.host}"
 
     def identity(self, name: str) -> str:
         """The SPIFFE ID that goes with a node name."""
         head, _, host = self.node(name).partition("@")
-        return f"spiffe://{self.name}/node/{host}/{head}"
+        return f"spiffe://{self.name}/node/{host.replace(':', '_')}/{head}"
 
     def port(self, name: str) -> int:
         return self.ports[name.partition("@")[0]]
@@ -259,7 +277,7 @@ class Cluster:
         return found
 
     def orchestrator_lines(self) -> list[str]:
-        """The whole lines that all orchestrators so far have printed; one that is being written is not among them."""
+        """The whole lines that all orchestrators so far have printed, without one that is being written."""
         if not self.orchestrator_log.exists():
             return []
         text = self.orchestrator_log.read_text(errors="replace")
@@ -267,7 +285,8 @@ class Cluster:
 
     def story(self, lines: int = 40) -> str:
         """The end of the orchestrator's and each node's log, for the text of a failure."""
-        logs = {"orchestrator": "\n".join(self.orchestrator_lines()), **{name: self.log(name) for name in self.names}}
+        logs = {"orchestrator": "\n".join(self.orchestrator_lines())}
+        logs |= {name: self.log(name) for name in self.names}
         return "".join(
             f"\n---- {name}\n" + "\n".join(text.splitlines()[-lines:]) for name, text in logs.items() if text
         )
@@ -303,6 +322,11 @@ class Cluster:
         """Waits until every node is linked with every other one."""
         self.wait_links(*((a, b) for a in self.names for b in self.names if a < b), seconds=seconds)
 
+    def wait_answering(self, *names: str) -> None:
+        """Waits until `erl` works in these nodes (default: all): a node may be RUNNING a moment before."""
+        for name in names or self.names:
+            self.wait(self._control(name).ready, f"{name} to answer")
+
     def wait_event(self, kind: str, seconds: float = 15.0, **wanted: Any) -> dict[str, Any]:
         """Waits for an event of this kind with these fields, and returns the first."""
         found: list[dict[str, Any]] = self.wait(
@@ -332,6 +356,7 @@ class Cluster:
         self._authority_count += 1
         uris = how.pop("uris", [self.identity(name) for name in names])
         issuer = authority or TestAuthority.of_cluster(self.state)
+        how.setdefault("host", self.address)
         return issuer.issue(self.directory / "leaves" / str(self._authority_count), uris, **how)
 
     def intruder(
@@ -342,7 +367,7 @@ class Cluster:
         directory = self.directory / f"stranger-{len(self._strangers)}"
         chosen = otp or next(iter(self.otps.values()))
         stranger = strangers.Intruder(
-            chosen, self.beams, directory, self.node(name), leaf=leaf, peers=peers, **how
+            chosen, self.beams, directory, self.node(name), leaf=leaf, peers=peers, host=self.address, **how
         )
         self._strangers.append(stranger)
         return stranger
@@ -379,10 +404,11 @@ def _command() -> list[str]:
 COMMAND = _command()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that were free a moment ago, all different."""
+def free_ports(count: int, host: str = HOST) -> list[int]:
+    """Ports of an address of loopback that were free a moment ago, all different."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        sockets = [stack.enter_context(socket.socket(family)) for _ in range(count)]
         for each in sockets:
-            each.bind((HOST, 0))
+            each.bind((host, 0))
         return [each.getsockname()[1] for each in sockets]

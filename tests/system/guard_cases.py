@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.system.cluster import Cluster
+from tests.system.cluster import CARRIER, Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Case:
 
 
 TCP = ("-proto_dist", "inet_tcp")
-AGAIN = ("-proto_dist", "inet_tls")
+AGAIN = ("-proto_dist", CARRIER)
+STOCK = ("-proto_dist", "inet_tls")
 OPTFILE = ("-ssl_dist_optfile", "/nowhere/own.conf")
 OPT = ("-ssl_dist_opt", "server_verify", "verify_none")
 COOKIE = ("-setcookie", "shown_to_all")
@@ -52,7 +53,7 @@ CASES = (
         Case(words[0], words, "wrapper", boots=True)
         for words in (TCP, AGAIN, OPTFILE, OPT, COOKIE, NAME, SNAME, NO_EPMD)
     ),
-    *(Case(words[0], words, "vm-args", boots=True) for words in (TCP, OPTFILE)),
+    *(Case(words[0], words, "vm-args", boots=True) for words in (TCP, STOCK, OPTFILE)),
     *(Case(words[0], words, "release-flags", boots=True) for words in (STOCK_RESOLVER, RESOLVER_AND_TCP)),
 )
 """Every flag at least once, every way at least twice."""

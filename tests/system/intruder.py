@@ -23,7 +23,7 @@ class Intruder:
     """An `erl` that nobody manages. It trusts everybody, and is controlled over a Unix socket.
 
     `leaf` None: no certificate. `cookie`: one it has learned. `listen`: a port, as of a victim that is down.
-    `carrier` "inet_tcp": plaintext.
+    `carrier` "inet_tcp": plaintext. `host`: the address that it listens on and where its peers are.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Intruder:
         listen: int = 0,
         versions: Sequence[str] = ("tlsv1.3",),
         carrier: str = "inet_tls",
+        host: str = "127.0.0.1",
         flags: Sequence[str] = (),
     ) -> None:
         self.name = name
@@ -50,10 +51,13 @@ class Intruder:
         (directory / ".erlang.cookie").chmod(0o400)
         optfile = directory / "dist.conf"
         optfile.write_text(_optfile(leaf, versions))
+        six = ":" in host
+        proto_dist = carrier.replace("inet_", "inet6_") if six else carrier
+        interface = "{0,0,0,0,0,0,0,1}" if six else "{127,0,0,1}"
         command = [
             otp.erl,
-            *("-noinput", "-name", name, "-proto_dist", carrier, "-start_epmd", "false"),
-            *("-epmd_module", "distsec_test_epmd", "-kernel", "inet_dist_use_interface", "{127,0,0,1}"),
+            *("-noinput", "-name", name, "-proto_dist", proto_dist, "-start_epmd", "false"),
+            *("-epmd_module", "distsec_test_epmd", "-kernel", "inet_dist_use_interface", interface),
             *(("-ssl_dist_optfile", str(optfile)) if carrier == "inet_tls" else ()),
             *(("-hidden",) if hidden else ()),
             *flags,

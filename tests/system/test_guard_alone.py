@@ -31,7 +31,8 @@ EX_CONFIG = 78
 
 HALTED: Mapping[str, tuple[str, str]] = {
     "tcp": ("-proto_dist inet_tcp", "proto_dist -proto_dist "),
-    "again": ("-proto_dist inet_tls", "proto_dist -proto_dist "),
+    "again": ("-proto_dist distsec", "proto_dist -proto_dist "),
+    "stock": ("-proto_dist inet_tls", "proto_dist -proto_dist "),
     "opt": ("-ssl_dist_opt server_verify verify_none", "ssl_dist_opt -ssl_dist_opt "),
     "cookie": ("-setcookie shown_to_all", "setcookie -setcookie "),
     "name": ("-name other@127.0.0.1", "name the node must be "),

@@ -134,6 +134,14 @@ def unknown_key(text: str) -> str:
     return text.replace("[cluster]", "[cluster]\non_exitt = 1", 1)
 
 
+def another_carrier(text: str) -> str:
+    return text.replace('carrier = "distsec"', 'carrier = "inet_tls"')
+
+
+def epmd_after_all(text: str) -> str:
+    return text.replace('carrier = "distsec"', 'carrier = "distsec"\nepmd = "loopback"')
+
+
 def another_name(text: str) -> str:
     return text.replace('name = "demo"', 'name = "omed"', 1)
 
@@ -151,6 +159,8 @@ BAD: dict[Callable[[str], str], str] = {
     broken: "line ",
     unknown_key: "cluster.on_exitt: is no key of this configuration; did you mean on_exit?",
     another_name: "cluster.name: cannot change while the orchestrator runs; restart it for that",
+    another_carrier: "security.distribution.carrier: cannot change while the orchestrator runs",
+    epmd_after_all: "security.distribution.epmd: cannot change while the orchestrator runs",
     another_state_directory: "cluster.state_dir: cannot change while the orchestrator runs",
     a_node_without_its_program: "no-such-program",
 }

@@ -39,6 +39,7 @@ LOCALES = ("C.UTF-8", "C")
 HOSTILE = 'it\'s "a" b\\c\td\ne é 日本 😀 $(x) `y` #z %w ~ -x \x01\x7f'
 SIGNER = Ed25519PrivateKey.generate()
 NODE = NodeName.parse("a@127.0.0.1")
+TLS = (Carrier.DISTSEC, Carrier.INET_TLS)
 
 paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30).map(
     "/".__add__
@@ -119,16 +120,19 @@ def test_any_policy_is_read_back_with_its_signature(otp: Otp, tmp_path: Path) ->
 
 def test_guard_and_cookies_are_read_back_for_any_directory(otp: Otp, tmp_path: Path) -> None:
     batch = collected(
-        st.tuples(paths, texts, addresses, ports, cookies, st.dictionaries(texts, cookies)), 100
+        st.tuples(
+            paths, texts, addresses, ports, cookies, st.dictionaries(texts, cookies), st.sampled_from(TLS)
+        ),
+        100,
     )
     questions: list[Term] = []
-    for number, (directory, cluster, address, port, default, pairs) in enumerate(batch):
+    for number, (directory, cluster, address, port, default, pairs, carrier) in enumerate(batch):
         guard, cookie = tmp_path / f"{number}.guard", tmp_path / f"{number}.cookie"
         guard.write_bytes(
             render.guard_file(
                 cluster=cluster,
                 node=NODE,
-                carrier=Carrier.INET_TLS,
+                carrier=carrier,
                 directory=directory,
                 address=address,
                 port=port,
@@ -139,14 +143,15 @@ def test_guard_and_cookies_are_read_back_for_any_directory(otp: Otp, tmp_path: P
         cookie.write_bytes(render.cookie_file(default, pairs))
         questions += [(Symbol("consult"), str(guard)), (Symbol("consult"), str(cookie))]
     answers = iter(ask_erl(otp, tmp_path, questions))
-    for directory, cluster, address, port, default, pairs in batch:
+    for directory, cluster, address, port, default, pairs, carrier in batch:
         ok, [(tag, guard)] = next(answers)
         assert (ok, tag) == ("ok", "distsec_guard")
         assert guard["optfile"] == os.fsencode(f"{directory}/dist.conf")
         assert (guard["node"], guard["cluster"], guard["port"]) == (b"a@127.0.0.1", cluster.encode(), port)
         version = ip_address(address).version
         assert len(guard["interface"]) == (4 if version == 4 else 8)
-        assert text_of(guard["proto_dist"]) == ("inet_tls" if version == 4 else "inet6_tls")
+        stock = "inet_tls" if version == 4 else "inet6_tls"
+        assert text_of(guard["proto_dist"]) == ("distsec" if carrier is Carrier.DISTSEC else stock)
         assert next(answers) == (
             "ok",
             [
@@ -269,7 +274,7 @@ def test_a_path_that_is_not_utf_8_would_be_lost(otp: Otp, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("locale", LOCALES)
-@pytest.mark.parametrize("carrier", list(Carrier))
+@pytest.mark.parametrize("carrier", list(Carrier), ids=str)
 def test_two_nodes_in_hostile_directories_are_linked_by_what_was_rendered(
     otp: Otp, agent_ebin: Path, carrier: Carrier, locale: str, tmp_path: Path
 ) -> None:
@@ -282,9 +287,10 @@ def test_two_nodes_in_hostile_directories_are_linked_by_what_was_rendered(
     assert not (tmp_path / ".erlang.cookie").exists()
 
 
-def test_two_nodes_are_linked_over_ipv6(otp: Otp, agent_ebin: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("carrier", list(Carrier), ids=str)
+def test_two_nodes_are_linked_over_ipv6(otp: Otp, agent_ebin: Path, carrier: Carrier, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        bob, alice = cluster(tmp_path, agent_ebin, Carrier.INET_TLS, "::1")
+        bob, alice = cluster(tmp_path, agent_ebin, carrier, "::1")
         stack.enter_context(running(otp, bob, "C.UTF-8"))
         assert ping(otp, alice, bob, "C.UTF-8") == "RESULT pong 'alice@::1'"
 
@@ -313,7 +319,7 @@ def cluster(base: Path, agent_ebin: Path, carrier: Carrier, address: str) -> tup
             for name, port in zip(names, ports, strict=True)
         ),
         connect="none",
-        require_identity=carrier is Carrier.INET_TLS,
+        require_identity=carrier.encrypted,
     )
     bob, alice = (
         node_of(base, ebin, name, carrier, address, port, policy)
@@ -326,7 +332,7 @@ def node_of(
     base: Path, ebin: Path, name: NodeName, carrier: Carrier, address: str, port: int, policy: Policy
 ) -> Node:
     directory = node_directory(base, name)
-    content = render.optfile(directory=str(directory)) if carrier is Carrier.INET_TLS else None
+    content = render.optfile(directory=str(directory)) if carrier.encrypted else None
     if content is not None:
         (directory / "dist.conf").write_bytes(content)
     (directory / "policy.term").write_bytes(render.policy_document(policy, SIGNER.sign))

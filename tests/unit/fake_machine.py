@@ -21,11 +21,14 @@ from distsec.beam.messages import Listener as AgentListener
 from distsec.beam.node import Exit
 from distsec.beam.probe import ProbeResult
 from distsec.beam.proc import Listener
-from distsec.core.wanted import Overlay
-from distsec.errors import DistsecError
+from distsec.core.contacts import ContactBook
+from distsec.core.rollback import Found
+from distsec.core.wanted import Overlay, Recovered
+from distsec.errors import DistsecError, StoreError
 from distsec.model.cluster import Carrier, Certificate, ClusterSpec, Link, Mode, NodeSpec
 from distsec.model.names import NodeName
 from distsec.model.policy import Policy
+from distsec.model.secret import Secret
 from distsec.supervisor.proof import Expected
 
 OPTFILE = "0" * 64
@@ -100,9 +103,12 @@ class FakeNode:
     digest: str | None = None
     generation: int = 0
     policies: list[dict[str, Any]] = field(default_factory=list)
+    told_cookies: list[dict[str, Any]] = field(default_factory=list)
     links: tuple[Link, ...] = ()
     server: FakeServer | None = None
     launch: str = ""
+    key: bytes = b""
+    document: bytes = b""  # what it shows as the policy that is in force
     bound: int = 0  # the port that its process was started with
 
     @property
@@ -225,6 +231,10 @@ class FakeServer:
     def drop(self, why: str) -> None:
         self.node.goodbye()
 
+    def rekey(self, key: Secret) -> None:
+        self.node.key = key.reveal()
+        self.node.goodbye()
+
     async def command(self, kind: Command, arguments: Mapping[str, Any], timeout: float) -> Reply:
         self.commands.append(kind)
         await asyncio.sleep(0)
@@ -239,18 +249,70 @@ class FakeServer:
             case Command.POLICY:
                 if self.node.refuses_policy:
                     raise AgentCommandFailed("refused", reason=self.node.refuses_policy)
+                self.node.told_cookies.append(dict(arguments["cookies"]))
                 self.node.take(arguments["document"])
                 return Reply(1, True, {"generation": self.node.generation, "digest": self.node.digest})
+            case Command.DOCUMENT:
+                return Reply(1, True, {"document": self.node.document})
             case Command.STOP:
                 if not self.node.ignores_stop:
                     asyncio.get_running_loop().call_soon(self.node.die, Exit(code=0))
         return Reply(1, True, {})
 
 
+class FakeRecords:
+    """Implements supervisor.records.Records. `keys`: how often each node was re-keyed."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+        self.keys: dict[str, int] = {}
+        self.rekey_error: DistsecError | None = None
+        self.evidence: tuple[Found, ...] = ()
+        self.documents: dict[bytes, Recovered] = {}  # which our key has signed
+        self.busy_ports: set[int] = set()
+        self.book = ContactBook()
+        self.load_error: DistsecError | None = None
+        self.saved: list[bytes] = []
+
+    def serial(self, node: NodeSpec) -> str:
+        return f"{ord(str(node.name)[0]):02x}{self.keys.get(str(node.name), 0):02x}"
+
+    def found(self, spec: ClusterSpec) -> tuple[Found, ...]:
+        return self.evidence
+
+    def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered:
+        if document not in self.documents:
+            raise StoreError("is not signed")
+        return self.documents[document]
+
+    def rekey(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
+        name = str(node.name)
+        assert self.machine.nodes[name].process is None, f"{name} lives, and could read its new key"
+        if self.rekey_error is not None:
+            raise self.rekey_error
+        self.keys[name] = self.keys.get(name, 0) + 1
+        self.machine.order.append(("rekey", name))
+
+    def listened_on(self, address: str, port: int) -> bool:
+        return port in self.busy_ports
+
+    def authority_serial(self) -> str:
+        return "ca"
+
+    def load_contacts(self) -> ContactBook:
+        if self.load_error is not None:
+            raise self.load_error
+        return self.book
+
+    def save_contacts(self, content: bytes) -> None:
+        self.saved.append(content)
+
+
 class FakeMachine:
     """Implements supervisor.machine.Machine. `order` is what happened to files and processes, in order."""
 
     def __init__(self, spec: ClusterSpec) -> None:
+        self.records = FakeRecords(self)
         self.overlay = Overlay()
         self.overlays: list[Overlay] = []
         self.order: list[tuple[str, ...]] = []
@@ -294,9 +356,16 @@ class FakeMachine:
             {
                 "generation": policy.generation,
                 "peers": {peer.name: str(peer.phase) for peer in policy.peers},
+                "identities": [peer.identity for peer in policy.peers],
                 "denied": sorted(policy.denied),
             }
         ).encode()
+
+    def moment(self) -> tuple[str, int]:
+        return "0-0", self.last_pid * 10 + 5  # later than the start of all that was started so far
+
+    def agent_key(self, node: NodeSpec) -> Secret:
+        return Secret(b"key of generation %d" % self.records.keys.get(str(node.name), 0))
 
     def start_time(self, pid: int) -> int | None:
         alive = any(
@@ -349,10 +418,13 @@ class FakeMachine:
         return {}
 
     def certificate(self, node: NodeSpec) -> Certificate | None:
-        return Certificate(node.name.identity("demo"), "0a", "CN=demo", 2_000_000_000)
+        return Certificate(node.name.identity("demo"), self.records.serial(node), "CN=demo", 2_000_000_000)
 
     def outside(self, node: NodeSpec) -> dict[str, Any]:
         return {"env": {"ERL_AFLAGS": "-x"}, "files": {}}
+
+    async def ready_epmd(self, node: NodeSpec) -> None:
+        pass
 
     async def preflight(self, node: NodeSpec) -> None:
         if self.preflight_error is not None:

@@ -63,7 +63,7 @@ def test_a_directory_becomes_a_cluster_of_three_that_loads(tmp_path: Path) -> No
         "sync@127.0.0.1",
     ]
     assert spec.allowed_nodes == tuple(node.name for node in spec.nodes)
-    assert (spec.mode, spec.carrier) == (Mode.PRODUCTION, Carrier.INET_TLS)
+    assert (spec.mode, spec.carrier) == (Mode.PRODUCTION, Carrier.DISTSEC)
     assert (Path(spec.state_dir) / "nodes/poller@127.0.0.1/key.pem").exists()
     assert f"next: distsec run -c '{tmp_path}/My Cluster!/distsec.toml'" in result.stdout
 

@@ -129,6 +129,7 @@ def test_the_environment_is_ours_and_nothing_leaks(tmp_path: Path) -> None:
         "LOGNAME": "app",
         "LANG": "de_DE.UTF-8",
         "ERL_CRASH_DUMP": f"{tmp_path}/erl_crash.dump",
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
         "APP_MODE": "x",
         "ERL_AFLAGS": "-ours",
     }

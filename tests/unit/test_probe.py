@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from distsec.beam.probe import MAX_BYTES, NAME_FRAME, ProbeResult, _Closed, _Stream, probe
+from distsec.beam.probe import MAX_BYTES, NAME_FRAME, TLS_NAME_FRAME, ProbeResult, _Closed, _Stream, probe
+from distsec.model.cluster import Carrier
 from tests.waiting import wait_until
 
 PATIENCE_SECONDS = 20.0
@@ -115,8 +116,11 @@ def openssl(served: Served, port: int, *more: str) -> list[str]:
     return ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", *files, "-quiet", *more]
 
 
-def node(erl: str, port: int, served: Served | None, directory: Path) -> list[str]:
-    """A real node on `port`, guarded by mutual TLS 1.3 where `served` is given, else in plaintext."""
+def node(erl: str, port: int, served: Served | None, directory: Path, *, demands: bool = True) -> list[str]:
+    """A real node on `port`, guarded by mutual TLS 1.3 where `served` is given, else in plaintext.
+
+    `demands` False: it asks for a certificate and takes whoever shows none.
+    """
     ports = ["inet_dist_listen_min", str(port), "inet_dist_listen_max", str(port)]
     command = [erl, "-noinput", "-name", "served@127.0.0.1", "-setcookie", "probe"]
     command += ["-start_epmd", "false", "-erl_epmd_port", str(port)]
@@ -129,7 +133,8 @@ def node(erl: str, port: int, served: Served | None, directory: Path) -> list[st
         "{verify, verify_peer}, {versions, ['tlsv1.3']}"
     )
     optfile = directory / "dist.conf"
-    optfile.write_text(f"[{{server, [{both}, {{fail_if_no_peer_cert, true}}]}}, {{client, [{both}]}}].\n")
+    demand = f"{{fail_if_no_peer_cert, {str(demands).lower()}}}"
+    optfile.write_text(f"[{{server, [{both}, {demand}]}}, {{client, [{both}]}}].\n")
     return [*command, "-proto_dist", "inet_tls", "-ssl_dist_optfile", str(optfile)]
 
 
@@ -217,7 +222,7 @@ def test_sees_a_node_that_is_guarded_by_mutual_tls(
     assert len(result.local_addresses) == 2
 
 
-@pytest.mark.parametrize("expect", ["inet_tls", "inet_tcp"])
+@pytest.mark.parametrize("expect", [Carrier.DISTSEC, Carrier.INET_TCP])
 def test_sees_a_node_that_speaks_distribution_in_plaintext(
     otp: Any, expect: str, port: int, tmp_path: Path
 ) -> None:
@@ -226,14 +231,14 @@ def test_sees_a_node_that_speaks_distribution_in_plaintext(
         result = look(port, 4.0, expect=expect)
     assert result.plaintext_distribution is True, result
     assert not result.tls and not result.mutual_tls_only
-    assert len(result.local_addresses) == (1 if expect == "inet_tcp" else 2)
+    assert len(result.local_addresses) == (1 if expect is Carrier.INET_TCP else 2)
 
 
 def test_a_tls_node_is_not_taken_for_plaintext_where_plaintext_is_expected(
     otp: Any, served: Served, port: int, tmp_path: Path
 ) -> None:
     with running(node(otp.erl, port, served, tmp_path), port, tmp_path):
-        result = look(port, expect="inet_tcp")
+        result = look(port, expect=Carrier.INET_TCP)
     assert result.plaintext_distribution is False
     assert result.tls and result.requires_client_certificate is True
 
@@ -279,7 +284,7 @@ async def test_every_connection_is_listed_as_the_server_saw_it() -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("expect", ["inet_tls", "inet_tcp"])
+@pytest.mark.parametrize("expect", [Carrier.DISTSEC, Carrier.INET_TCP])
 @pytest.mark.parametrize("answer", [b"\x1b]0;owned\x07HTTP/1.0 418 teapot\r\n\r\n", b"\0\3nok", b"\0\1s"])
 async def test_garbage_is_neither_tls_nor_distribution(expect: Any, answer: bytes) -> None:
     async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -341,7 +346,18 @@ async def test_a_server_that_dribbles_is_ended_by_the_deadline() -> None:
     assert not result.mutual_tls_only
 
 
+def test_a_node_that_takes_strangers_answers_the_frame_that_is_sent_over_tls(
+    otp: Any, served: Served, port: int, tmp_path: Path
+) -> None:
+    """It says nothing by itself, so only a frame that it can read, {packet,4}, shows what it does."""
+    with running(node(otp.erl, port, served, tmp_path, demands=False), port, tmp_path):
+        result = look(port)
+    assert result.requires_client_certificate is False, result
+    assert not result.mutual_tls_only
+
+
 def test_the_name_frame_is_what_dist_util_reads() -> None:
+    assert len(NAME_FRAME[2:]).to_bytes(4) + NAME_FRAME[2:] == TLS_NAME_FRAME
     length = int.from_bytes(NAME_FRAME[:2])
     assert length == len(NAME_FRAME) - 2
     name_length = int.from_bytes(NAME_FRAME[15:17])

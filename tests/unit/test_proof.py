@@ -106,6 +106,15 @@ def test_where_the_node_names_no_address_a_probe_pays_for_one_refusal() -> None:
     assert not echoes.absorbs(*CERTIFICATE, None, 1.0)
 
 
+def test_where_every_refusal_names_its_address_nothing_is_taken_off_for_one_that_does_not() -> None:
+    echoes = Echoes()
+    echoes.addressed = True
+    echoes.expect("127.0.0.1:1", 0.0)
+    assert not echoes.absorbs(*CERTIFICATE, None, 1.0)
+    assert not echoes.absorbs(*CERTIFICATE, "127.0.0.1:2", 1.0)
+    assert echoes.absorbs(*CERTIFICATE, "127.0.0.1:1", 1.0)
+
+
 def test_a_probes_two_refusals_are_both_absorbed_whichever_of_them_names_its_address() -> None:
     version = (Direction.IN, Reason.PROTOCOL_VERSION)
     for events in (

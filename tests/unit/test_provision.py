@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from distsec.beam import render
 from distsec.beam.overlay import Overlay, save_overlay
 from distsec.beam.ports import _listen, allot_ports, check_port_free
 from distsec.beam.provision import (
@@ -22,14 +23,19 @@ from distsec.beam.provision import (
     distribution_ports,
     node_directory,
     provision,
+    read_mark,
+    rekey,
     write_node_files,
+    write_policy_files,
 )
+from distsec.core.wanted import Taint, TaintStage, wanted_policy
 from distsec.errors import ConfigError, NameInvalid, PortInUse, StoreError
 from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec, PeerSpec
 from distsec.model.names import NodeName
 from distsec.pki import authority as ca
 from distsec.pki import cookies
 from distsec.pki.authority import Authority, certificate_of
+from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
 from tests.releases import Otp
 
@@ -44,6 +50,7 @@ NODE_FILES = {
     "policy.term",
     "cookie.term",
     "guard.term",
+    "policy.mark",
 }
 
 
@@ -401,7 +408,7 @@ def test_an_address_that_is_not_of_this_host_is_said(spec: ClusterSpec, store: S
 def test_node_files_are_rendered_again_and_keys_stay(spec: ClusterSpec, store: Store) -> None:
     provision(spec, store, NOW)
     before = contents(store.root)
-    write_node_files(spec, store, spec.nodes[0], b"another policy\n")
+    write_node_files(spec, store, spec.nodes[0], document(spec, store, 1, issued_at=7))
     after = contents(store.root)
     assert {path for path in after if after[path] != before[path]} == {"nodes/a@127.0.0.1/policy.term"}
     (store.root / "nodes/a@127.0.0.1/guard.term").unlink()
@@ -410,18 +417,131 @@ def test_node_files_are_rendered_again_and_keys_stay(spec: ClusterSpec, store: S
     assert contents(store.root) == before
 
 
+def document(spec: ClusterSpec, store: Store, generation: int, issued_at: int = 0) -> bytes:
+    """A policy of that generation, signed."""
+    policy = wanted_policy(spec, Overlay(generation=generation), distribution_ports(spec, store), issued_at)
+    return render.policy_document(policy, PolicySigner.load(store).sign)
+
+
+def test_a_start_raises_the_mark_and_the_floor_and_nothing_lowers_them(
+    spec: ClusterSpec, store: Store
+) -> None:
+    provision(spec, store, NOW)
+    node = spec.nodes[0]
+    assert read_mark(store, node.name) == 1
+    write_node_files(spec, store, node, document(spec, store, 7))
+    assert read_mark(store, node.name) == 7
+    assert b"floor => 7" in store.read(f"{node_directory(node.name)}/guard.term")
+    write_node_files(spec, store, node, document(spec, store, 5))
+    assert read_mark(store, node.name) == 7
+    provision(spec, store, NOW)
+    assert read_mark(store, node.name) == 7
+
+
+def test_a_lost_mark_is_made_anew_at_what_was_saved_last(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    save_overlay(store, Overlay(generation=9))
+    (store.root / "nodes/a@127.0.0.1/policy.mark").unlink()
+    provision(spec, store, NOW)
+    assert read_mark(store, "a@127.0.0.1") == 9
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"distsec_mark 2 7\n", b"distsec_mark 1 x\n", b"distsec_mark 1 " + b"9" * 30]
+)
+def test_a_mark_that_says_nothing_stops_the_start_and_is_named(
+    spec: ClusterSpec, store: Store, content: bytes
+) -> None:
+    provision(spec, store, NOW)
+    store.write("nodes/a@127.0.0.1/policy.mark", content)
+    with pytest.raises(StoreError, match=r"policy\.mark: does not say which generation"):
+        write_node_files(spec, store, spec.nodes[0], document(spec, store, 2))
+
+
+# ---- re-keying ---------------------------------------------------------------------------------------------
+
+CONDEMNED = Overlay(generation=4).condemning(
+    str(A), [Taint(str(A), TaintStage.CONDEMNED, 0, True, str(A))], ["0a"]
+)
+
+
+def test_re_keying_replaces_every_secret_of_a_node_and_touches_no_other(
+    spec: ClusterSpec, store: Store
+) -> None:
+    provision(spec, store, NOW)
+    before = contents(store.root)
+    save_overlay(store, CONDEMNED)
+    rekey(spec, store, spec.nodes[0], CONDEMNED, document(spec, store, 5), NOW)
+    after = contents(store.root)
+    changed = {path for path in after if after[path] != before.get(path)} - {"policy.overlay"}
+    names = (
+        "key.pem",
+        "certificate.pem",
+        "agent.key",
+        "cookie.term",
+        "policy.term",
+        "policy.mark",
+        "guard.term",
+    )
+    assert changed == {f"nodes/a@127.0.0.1/{name}" for name in names}
+    secrets = re.compile(rb"[dp][0-9a-f]{64}")
+    cookie = "nodes/a@127.0.0.1/cookie.term"
+    assert not set(secrets.findall(before[cookie])) & set(secrets.findall(after[cookie]))
+    save_overlay(store, Overlay(generation=5))
+    provision(spec, store, NOW)  # key, certificate and CA fit each other
+
+
+@pytest.mark.parametrize("written", range(8))
+def test_a_re_keying_that_is_interrupted_anywhere_keeps_nobody_from_starting_and_is_repeated(
+    spec: ClusterSpec, store: Store, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    provision(spec, store, NOW)
+    old = store.read("nodes/a@127.0.0.1/certificate.pem")
+    save_overlay(store, CONDEMNED)
+    real, count = Store.write, 0
+
+    def failing(self: Store, relative: str, content: bytes) -> None:
+        nonlocal count
+        if count == written:
+            raise StoreError("killed here")
+        count += 1
+        real(self, relative, content)
+
+    with monkeypatch.context() as patched, pytest.raises(StoreError, match="killed here"):
+        patched.setattr(Store, "write", failing)
+        rekey(spec, store, spec.nodes[0], CONDEMNED, document(spec, store, 5), NOW)
+    provision(spec, store, NOW)  # what the next orchestrator does first
+    with pytest.raises(StoreError, match="condemned and has not been re-keyed"):
+        write_node_files(spec, store, spec.nodes[0], document(spec, store, 5))
+    rekey(spec, store, spec.nodes[0], CONDEMNED, document(spec, store, 5), NOW)
+    save_overlay(store, Overlay(generation=5))
+    provision(spec, store, NOW)
+    assert store.read("nodes/a@127.0.0.1/certificate.pem") != old
+
+
+def test_a_condemned_node_is_told_the_policy_and_no_cookie(spec: ClusterSpec, store: Store) -> None:
+    provision(spec, store, NOW)
+    before = store.read("nodes/a@127.0.0.1/cookie.term")
+    theirs = store.read("nodes/b@127.0.0.1/cookie.term")
+    for node in spec.nodes:
+        write_policy_files(spec, store, node, CONDEMNED, b"policy")
+    assert store.read("nodes/a@127.0.0.1/cookie.term") == before
+    assert store.read("nodes/b@127.0.0.1/cookie.term") != theirs
+    assert store.read("nodes/a@127.0.0.1/policy.term") == b"policy"
+
+
 def test_each_node_has_its_own_default_cookie_and_one_with_each_peer(spec: ClusterSpec, store: Store) -> None:
     provision(spec, store, NOW)
     secret = cookies.load_secret(store)
-    pair = cookies.pair_cookie(secret, str(A), str(B)).reveal()
+    pair = cookies.pair_cookie(secret, str(A), str(B), {}).reveal()
     for node, other in ((A, B), (B, A)):
         text = store.read(f"{node_directory(node)}/cookie.term")
         assert re.findall(rb"<<\"([dp][0-9a-f]{64})\">>", text) == [
-            cookies.default_cookie(secret, str(node)).reveal(),
+            cookies.default_cookie(secret, str(node), {}).reveal(),
             pair,
         ]
         assert {
-            name: each.reveal() for name, each in cookies_for(spec, store, node, [str(A), str(B)]).items()
+            name: each.reveal() for name, each in cookies_for(store, node, [str(A), str(B)], {}).items()
         } == {str(other): pair}
         assert secret.reveal().hex().encode() not in text
 
@@ -429,7 +549,7 @@ def test_each_node_has_its_own_default_cookie_and_one_with_each_peer(spec: Clust
 def test_a_denied_peer_is_given_no_cookie(spec: ClusterSpec, store: Store) -> None:
     provision(spec, store, NOW)
     save_overlay(store, Overlay().denying(str(B)))
-    write_node_files(spec, store, spec.nodes[0], b"")
+    write_node_files(spec, store, spec.nodes[0], document(spec, store, 2))
     assert str(B).encode() not in store.read("nodes/a@127.0.0.1/cookie.term")
 
 

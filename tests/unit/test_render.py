@@ -16,7 +16,7 @@ from distsec.beam import render
 from distsec.beam.erlang_text import ExternalFunction, Symbol, Term, erlang_atom, erlang_term
 from distsec.beam.tls_options import CIPHER_SUITES, Role, refuse_illegal, tls_options
 from distsec.errors import ConfigError
-from distsec.model.cluster import Carrier
+from distsec.model.cluster import Carrier, Epmd
 from distsec.model.names import NodeName
 from distsec.model.policy import Phase, Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
@@ -45,7 +45,7 @@ def guard(**changes: object) -> bytes:
     fields: dict[str, object] = {
         "cluster": "demo",
         "node": NODE,
-        "carrier": Carrier.INET_TLS,
+        "carrier": Carrier.DISTSEC,
         "directory": "/state/nodes/poller",
         "address": "127.0.0.1",
         "port": 9100,
@@ -58,7 +58,7 @@ def guard(**changes: object) -> bytes:
 def flags(**changes: object) -> str:
     fields: dict[str, object] = {
         "node": NODE,
-        "carrier": Carrier.INET_TLS,
+        "carrier": Carrier.DISTSEC,
         "directory": "/state/nodes/poller",
         "ebin": "/lib/ebin",
         "address": "127.0.0.1",
@@ -130,7 +130,8 @@ def test_the_policy_document_is_exactly_this() -> None:
         '    #{name => <<"far@h">>,identity => <<"spiffe://demo/node/h/far">>,'
         "phase => prepared,address => undefined,port => undefined}],\n"
         "  rules => [\n"
-        '    #{pattern => <<"cli-*@127.0.0.1">>,identity => <<"spiffe://demo/cli/*">>}],\n'
+        '    #{pattern => <<"cli-*@127.0.0.1">>,identity => <<"spiffe://demo/cli/*">>,max_live => 8,'
+        "nodes => []}],\n"
         '  denied => [\n    <<"x@h">>,\n    <<"y@h">>],\n'
         '  revoked => [\n    <<"00ff">>,\n    <<"0a1b">>]}}.\n'
         '{signature, <<"c2lnbmF0dXJl">>}.\n'
@@ -183,7 +184,7 @@ def test_the_guard_names_the_optfile_and_its_digest() -> None:
     text = guard(optfile=b"content").decode("ascii")
     assert '\n  optfile => <<"/state/nodes/poller/dist.conf">>,\n' in text
     assert f'optfile_sha256 => <<"{hashlib.sha256(b"content").hexdigest()}">>' in text
-    assert '\n  proto_dist => "inet_tls",\n' in text
+    assert '\n  proto_dist => "distsec",\n' in text
     assert "\n  interface => {127,0,0,1},\n  port => 9100,\n" in text
 
 
@@ -215,7 +216,25 @@ def test_refuses_a_guard_that_contradicts_itself(changes: dict[str, object]) -> 
 def test_an_ipv6_listener_takes_the_carrier_for_it() -> None:
     assert render.proto_dist(Carrier.INET_TLS, "::1") == "inet6_tls"
     assert render.proto_dist(Carrier.INET_TCP, "::1") == "inet6_tcp"
+    assert (
+        render.proto_dist(Carrier.DISTSEC, "::1")
+        == render.proto_dist(Carrier.DISTSEC, "127.0.0.1")
+        == "distsec"
+    )
     assert "{0,0,0,0,0,0,0,1}" in flags(address="::1")
+
+
+def test_the_guard_says_whether_the_node_registers_with_epmd() -> None:
+    assert "\n  epmd => none,\n" in guard().decode("ascii")
+    assert "\n  epmd => loopback,\n" in guard(epmd=Epmd.LOOPBACK).decode("ascii")
+
+
+def test_libraries_of_another_installation_come_behind_those_of_the_release() -> None:
+    assert " -pa /lib/ebin -pz /otp/ssl-1/ebin /otp/crypto-1/ebin -name " in flags(
+        libraries=("/otp/ssl-1/ebin", "/otp/crypto-1/ebin")
+    )
+    with pytest.raises(ConfigError):
+        flags(libraries=("relative",))
 
 
 def test_cookies_are_written_in_the_order_of_their_names() -> None:
@@ -237,7 +256,7 @@ def test_refuses_a_bad_cookie_without_showing_it(cookie: bytes) -> None:
 def test_the_flags_are_exactly_these() -> None:
     assert flags() == (
         "-distsec_dir /state/nodes/poller -mode interactive -pa /lib/ebin -name poller@127.0.0.1"
-        " -proto_dist inet_tls -ssl_dist_optfile /state/nodes/poller/dist.conf"
+        " -proto_dist distsec -ssl_dist_optfile /state/nodes/poller/dist.conf"
         " -epmd_module distsec_epmd -start_epmd false -nocookie -no_epmd false"
         " -kernel inet_dist_use_interface {127,0,0,1} inet_dist_listen_min 9100 inet_dist_listen_max 9100"
         " inet_dist_listen_options [{nodelay,true},{buffer,262144}]"
@@ -358,11 +377,12 @@ def test_refuses_an_illegal_option_by_name_and_with_the_reason(
 def test_refuses_a_missing_option_and_names_all_that_are_wrong(role: Role) -> None:
     complete = tls_options(role, certfile=b"/c", keyfile=b"/k", cacertfile=b"/t")
     refuse_illegal(role, complete)
-    for name in complete.keys() - {"ciphers"}:
+    optional = {"ciphers", "hibernate_after"}
+    for name in complete.keys() - optional:
         with pytest.raises(ConfigError, match=name):
             refuse_illegal(role, {key: value for key, value in complete.items() if key != name})
     with pytest.raises(ConfigError) as caught:
         refuse_illegal(role, {})
     assert {problem.key for problem in caught.value.problems} == {
-        f"{role}.{name}" for name in complete.keys() - {"ciphers"}
+        f"{role}.{name}" for name in complete.keys() - optional
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distsec.beam import runtime
-from distsec.beam.runtime import check_release, find_erl, find_program, inspect
+from distsec.beam.runtime import LIBRARIES, check_release, find_erl, find_libraries, find_program, inspect
 from distsec.errors import RuntimeMissing
 from distsec.model.cluster import OLDEST_RELEASE, PROVEN_RELEASES
 
@@ -173,3 +173,36 @@ def test_files_and_a_run_tell_the_same_of_a_real_installation(otp: Any, environm
     assert found.release == otp.release
     assert found.version.split(".")[0] == str(otp.release) and "." in found.version
     assert runtime._ask(Path(otp.erl), environment) == otp.release
+
+
+# ---- libraries for a release that lacks them --------------------------------------------------------------
+
+
+def library(directory: Path, name: str) -> str:
+    ebin = directory / name / "ebin"
+    ebin.mkdir(parents=True)
+    (ebin / f"{name.partition('-')[0]}.app").touch()
+    return str(ebin)
+
+
+def test_the_newest_of_each_library_is_found(tmp_path: Path) -> None:
+    for name in ("ssl-9.6.2", "ssl-10.9", "ssl-10.10", "crypto-5.1", "asn1-5.0.21", "public_key-1.13"):
+        library(tmp_path, name)
+    (tmp_path / "ssl-11.0/src").mkdir(parents=True)  # sources without code
+    library(tmp_path, "ssl_extra-99")
+    wanted = ("asn1-5.0.21", "crypto-5.1", "public_key-1.13", "ssl-10.10")
+    assert find_libraries(tmp_path) == tuple(f"{tmp_path}/{name}/ebin" for name in wanted)
+
+
+@pytest.mark.parametrize("missing", LIBRARIES)
+def test_a_library_that_is_not_there_is_named(missing: str, tmp_path: Path) -> None:
+    for name in LIBRARIES:
+        if name != missing:
+            library(tmp_path, f"{name}-1.0")
+    with pytest.raises(RuntimeMissing, match=f"there is no {missing}; set otp_libraries"):
+        find_libraries(tmp_path)
+
+
+def test_a_directory_of_libraries_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeMissing, match="nowhere: there is no asn1"):
+        find_libraries(tmp_path / "nowhere")

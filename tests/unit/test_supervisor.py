@@ -40,6 +40,7 @@ from distsec.observe.log import make_logger
 from distsec.observe.metrics import Metrics
 from distsec.supervisor import Supervisor
 from tests.unit.fake_machine import FakeMachine, FakeNode, cluster_spec, node_spec
+from tests.unit.fake_place import FakePlace
 
 A, B, C = (f"{name}@127.0.0.1" for name in "abc")
 SECONDS = 10.0
@@ -65,6 +66,7 @@ class Cluster:
             make_logger(self.log),
             reread=self._reread,
             complete=lambda new: None,
+            place=FakePlace(),
         )
 
     def _reread(self) -> ClusterSpec:
@@ -167,9 +169,10 @@ async def test_starts_all_nodes_and_reports_them_as_the_design_says() -> None:
         assert node["pid"] == cluster.fake(A).process.pid  # type: ignore[union-attr]
         assert node["certificate"] == {
             "identity": "spiffe://demo/node/127.0.0.1/a",
-            "serial": "0a",
+            "serial": "6100",
             "issuer": "CN=demo",
             "not_after": 2_000_000_000,
+            "revoked": False,
         }
         assert b'distsec_agent_connected{node="a@127.0.0.1"} 1.0' in cluster.metrics.render()
 
@@ -551,6 +554,26 @@ async def test_an_identity_that_would_lock_a_managed_node_out_is_refused() -> No
         with pytest.raises(UsageError, match="managed here"):
             await cluster.supervisor.allow(A, "spiffe://demo/node/127.0.0.1/evil")
         assert len(cluster.fake(B).policies) == policies
+
+
+@pytest.mark.asyncio
+async def test_a_foreign_trust_domain_names_nobody_unless_the_configuration_says_so() -> None:
+    foreign = "spiffe://other.example/node/x"
+    async with up("a") as cluster:
+        with pytest.raises(UsageError, match="foreign_trust_domains"):
+            await cluster.supervisor.allow("x@10.0.0.9", foreign)
+        assert foreign not in str(cluster.fake(A).policies)
+    async with up("a", foreign_trust_domains=("other.example",)) as cluster:
+        await cluster.supervisor.allow("x@10.0.0.9", foreign)
+        assert foreign in str(cluster.fake(A).policies[-1])
+
+
+@pytest.mark.asyncio
+async def test_the_record_names_a_subject_as_people_write_it() -> None:
+    async with up("a") as cluster:
+        await cluster.supervisor.allow("x@10.0.0.9", "dn:2.5.4.10:4578616d706c65,2.5.4.3:6e6577")
+        (told,) = [event for event in cluster.events if event.type is EventType.POLICY_CHANGED]
+        assert told.identity == "dn:CN=new,O=Example"
 
 
 @pytest.mark.asyncio

@@ -70,7 +70,7 @@ def test_allow_and_deny_say_who_acknowledged(orchestrator: Running, type_in: Typ
     assert denied.stdout == "new@10.0.0.9 is denied: policy generation 9, acknowledged by 1 node\n"
     assert orchestrator.fake.asked == [
         ("allow", "new@10.0.0.9", "spiffe://demo/node/10.0.0.9/new"),
-        ("deny", "new@10.0.0.9", False),
+        ("deny", "new@10.0.0.9", False, 0.0),
     ]
 
 
@@ -83,10 +83,57 @@ def test_a_change_that_is_not_acknowledged_says_by_whom(orchestrator: Running, t
     assert result.stderr == "distsec: not acknowledged by agent@127.0.0.1, and rolled back; look at its log\n"
 
 
-def test_compromised_is_refused_as_not_built_yet(type_in: Type) -> None:
-    result = type_in("deny", "x@127.0.0.1", "--compromised")
+def test_a_denial_of_a_compromised_node_says_who_is_clean_held_and_beyond_reach(
+    orchestrator: Running, type_in: Type
+) -> None:
+    result = type_in("deny", NODES[1], "--compromised", "--since", "2026-01-31T12:00+00:00")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "agent@127.0.0.1 is denied as compromised: policy generation 9, acknowledged by 1 node\n"
+        "revoked: 2 certificates\n"
+        "re-keyed and clean: poller@127.0.0.1\n"
+        "re-keyed and held: agent@127.0.0.1 (until `distsec allow` and `distsec start`)\n"
+        "tainted, not managed here, cut off until re-keyed there: far@10.0.0.9\n"
+        "were linked too, and cannot be re-keyed here: spiffe://demo/cli/x\n"
+    )
+    assert orchestrator.fake.asked == [("deny", NODES[1], True, 1769860800.0)]
+
+
+def test_a_time_without_compromised_is_wrong_usage(orchestrator: Running, type_in: Type) -> None:
+    result = type_in("deny", NODES[1], "--since", "1h")
     assert result.exit_code == 64
-    assert "--compromised is not built yet" in result.stderr
+    assert "--since goes with --compromised" in result.stderr
+    assert orchestrator.fake.asked == []
+
+
+def test_a_revocation_warns_where_it_is_a_nodes_own_certificate(orchestrator: Running, type_in: Type) -> None:
+    result = type_in("certs", "revoke", "0A1B")
+    assert result.stdout == "0a1b is revoked: policy generation 9, acknowledged by 3 nodes\n"
+    assert result.stderr == ""
+    orchestrator.fake.current = [NODES[0]]
+    result = type_in("certs", "revoke", NODES[0])
+    assert result.stderr == (
+        "distsec: warning: that is the certificate poller@127.0.0.1 has now: it runs on without links;"
+        " to give it another, stop it, remove its certificate.pem, run `distsec init`, and start it\n"
+    )
+    assert orchestrator.fake.asked == [("revoke", "0A1B"), ("revoke", NODES[0])]
+
+
+def test_certificates_are_listed_with_those_that_are_revoked(
+    orchestrator: Running, type_in: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distsec.cli.certs.time.time", lambda: float(NOW))
+    result = type_in("certs", "list")
+    assert result.stdout == (
+        "NODE              SERIAL  EXPIRES  STATE\n"
+        "poller@127.0.0.1  0a1b    1d 0h    revoked\n"
+        "agent@127.0.0.1   0c      40d      valid\n"
+        "\n"
+        "revoked, of no node now:\n"
+        "  ff\n"
+    )
+    document = json.loads(type_in("certs", "list", "--json").stdout)
+    assert (document["schema"], document["revoked"]) == (1, ["0a1b", "ff"])
 
 
 @pytest.mark.parametrize(
@@ -288,7 +335,8 @@ def test_the_version_is_told(type_in: Type) -> None:
     ("args", "said"),
     [
         (("statsu",), "distsec: there is no command 'statsu' (did you mean status?); see `distsec --help`"),
-        (("certs",), "distsec: there is no command 'certs'; see `distsec --help`"),
+        (("cookie",), "distsec: there is no command 'cookie'; see `distsec --help`"),
+        (("certs", "issue"), "distsec certs: No such command 'issue'"),
         (("status", "--jsno"), "distsec status: No such option"),
         (("allow",), "distsec allow: Missing argument 'NODE'"),
         (("\x1b[31m",), "distsec: there is no command '\\x1b[31m'"),

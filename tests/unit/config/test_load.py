@@ -10,7 +10,16 @@ import pytest
 from distsec.config.load import find_config, load
 from distsec.config.report import MAX_PROBLEMS
 from distsec.errors import ConfigError, Problem
-from distsec.model.cluster import Carrier, CliRuleSpec, ClusterSpec, Mode, OnExit, PeerSpec, RestartPolicy
+from distsec.model.cluster import (
+    Carrier,
+    CliRuleSpec,
+    ClusterSpec,
+    Epmd,
+    Mode,
+    OnExit,
+    PeerSpec,
+    RestartPolicy,
+)
 from distsec.model.names import NodeName
 
 Parse = Callable[..., ClusterSpec]
@@ -35,10 +44,11 @@ start_parallel = 2
 mode = "production"
 
 [security.distribution]
-carrier = "inet_tls"
+carrier = "distsec"
 allowed_nodes = ["poller@127.0.0.1", "agent@127.0.0.1", "sync@10.0.0.3"]
 listen_ports = [9100, 9155]
 connect = "none"
+epmd = "loopback"
 
 [[security.distribution.rules]]
 names = ["rabbitmqcli-*@127.0.0.1"]
@@ -62,6 +72,7 @@ restart_intensity = 0
 restart_period_seconds = 5
 port = 9200
 working_directory = "../work"
+otp_libraries = "/opt/otp/lib"
 environment = { LANG = "C.UTF-8", HOME_OF = "${HOME}" }
 
 [[nodes]]
@@ -83,7 +94,7 @@ def test_reads_every_key(spec: Parse) -> None:
     )
     assert (cluster.mode, cluster.carrier, cluster.on_exit) == (
         Mode.PRODUCTION,
-        Carrier.INET_TLS,
+        Carrier.DISTSEC,
         OnExit.STOP,
     )
     assert [str(name) for name in cluster.allowed_nodes] == [
@@ -96,6 +107,7 @@ def test_reads_every_key(spec: Parse) -> None:
         "none",
         ("::1", 0),
     )
+    assert cluster.epmd is Epmd.LOOPBACK
     assert cluster.rules == (CliRuleSpec(("rabbitmqcli-*@127.0.0.1",), "spiffe://serviceradar/cli/*"),)
     assert cluster.peers == (PeerSpec(NodeName.parse("sync@10.0.0.3"), "10.0.0.3", 9100),)
     assert (cluster.log_max_bytes, cluster.certificate_days, cluster.start_parallel) == (65536, 90, 2)
@@ -112,6 +124,7 @@ def test_reads_every_key(spec: Parse) -> None:
         0,
         5,
     )
+    assert poller.otp_libraries == "/opt/otp/lib"
     assert (poller.port, poller.address, poller.working_directory) == (9200, "127.0.0.1", "/etc/work")
     assert poller.environment == {"LANG": "C.UTF-8", "HOME_OF": "/root"}
     assert (agent.command, agent.port) == ((), None)
@@ -120,7 +133,7 @@ def test_reads_every_key(spec: Parse) -> None:
 
 def test_an_empty_file_is_production_on_loopback_and_admits_nobody(spec: Parse) -> None:
     cluster = spec("")
-    assert (cluster.mode, cluster.carrier) == (Mode.PRODUCTION, Carrier.INET_TLS)
+    assert (cluster.mode, cluster.carrier) == (Mode.PRODUCTION, Carrier.DISTSEC)
     assert (cluster.metrics_listen, cluster.on_exit) == (("127.0.0.1", 9911), OnExit.LEAVE)
     assert (cluster.allowed_nodes, cluster.nodes, cluster.rules) == ((), (), ())
     assert any("no node is admitted" in warning for warning in cluster.warnings)
@@ -146,7 +159,7 @@ def test_the_application_secrets_in_an_environment_are_not_in_a_repr(spec: Parse
 
 def test_the_seed_loads_as_it_is_written(spec: Parse) -> None:
     cluster = spec(SEED, {"ERLANG_COOKIE": COOKIE})
-    assert (cluster.mode, cluster.carrier) == (Mode.PRODUCTION, Carrier.INET_TLS)
+    assert (cluster.mode, cluster.carrier) == (Mode.PRODUCTION, Carrier.DISTSEC)
     assert [str(name) for name in cluster.allowed_nodes] == [
         "poller@192.168.2.100",
         "agent@192.168.2.101",

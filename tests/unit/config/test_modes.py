@@ -36,12 +36,12 @@ BEYOND = "192.0.2.1"
 @pytest.mark.parametrize(
     ("mode", "address", "carrier"),
     [
-        (None, "127.0.0.1", Carrier.INET_TLS),
-        ("production", "127.0.0.1", Carrier.INET_TLS),
-        ("production", BEYOND, Carrier.INET_TLS),
+        (None, "127.0.0.1", Carrier.DISTSEC),
+        ("production", "127.0.0.1", Carrier.DISTSEC),
+        ("production", BEYOND, Carrier.DISTSEC),
         ("hybrid", "127.0.0.1", Carrier.INET_TCP),
         ("hybrid", "127.9.9.9", Carrier.INET_TCP),
-        ("hybrid", BEYOND, Carrier.INET_TLS),
+        ("hybrid", BEYOND, Carrier.DISTSEC),
         ("development", "127.0.0.1", Carrier.INET_TCP),
     ],
 )
@@ -53,22 +53,38 @@ def test_the_carrier_follows_from_mode_and_addresses(
 
 @pytest.mark.parametrize("allowed", ["b@192.0.2.7", "b@other.example"])
 def test_hybrid_uses_tls_as_soon_as_a_peer_is_not_known_to_be_on_loopback(spec: Parse, allowed: str) -> None:
-    assert spec(cluster("hybrid", allowed=allowed)).carrier is Carrier.INET_TLS
+    assert spec(cluster("hybrid", allowed=allowed)).carrier is Carrier.DISTSEC
 
 
 def test_hybrid_uses_tls_for_a_peer_table_beyond_loopback(spec: Parse) -> None:
     peer = '[[peers]]\nname = "b@o.example"\naddress = "{}"\nport = 9100'
     assert spec(cluster("hybrid") + peer.format("127.0.0.2")).carrier is Carrier.INET_TCP
-    assert spec(cluster("hybrid") + peer.format("192.0.2.2")).carrier is Carrier.INET_TLS
+    assert spec(cluster("hybrid") + peer.format("192.0.2.2")).carrier is Carrier.DISTSEC
 
 
 def test_hybrid_without_nodes_uses_tls(spec: Parse) -> None:
-    assert spec('[security]\nmode = "hybrid"').carrier is Carrier.INET_TLS
+    assert spec('[security]\nmode = "hybrid"').carrier is Carrier.DISTSEC
 
 
-@pytest.mark.parametrize("asked", ['carrier = "inet_tls"', "enable_tls = true"])
-def test_hybrid_on_loopback_may_ask_for_tls(spec: Parse, asked: str) -> None:
-    assert spec(cluster("hybrid", asked)).carrier is Carrier.INET_TLS
+@pytest.mark.parametrize(
+    ("asked", "carrier"),
+    [
+        ('carrier = "distsec"', Carrier.DISTSEC),
+        ('carrier = "inet_tls"', Carrier.INET_TLS),
+        ("enable_tls = true", Carrier.DISTSEC),
+        ('enable_tls = true\ncarrier = "inet_tls"', Carrier.INET_TLS),
+    ],
+)
+def test_hybrid_on_loopback_may_ask_for_tls(spec: Parse, asked: str, carrier: Carrier) -> None:
+    assert spec(cluster("hybrid", asked)).carrier is carrier
+
+
+@pytest.mark.parametrize("mode", ["production", "hybrid"])
+def test_stock_otp_may_be_chosen_and_what_it_lacks_is_said(spec: Parse, mode: str) -> None:
+    chosen = spec(cluster(mode, 'carrier = "inet_tls"', BEYOND))
+    assert chosen.carrier is Carrier.INET_TLS
+    assert any("binds no name to a certificate" in warning for warning in chosen.warnings)
+    assert not any("binds no name" in warning for warning in spec(cluster(mode, "", BEYOND)).warnings)
 
 
 def test_says_that_links_without_tls_are_unprotected(spec: Parse) -> None:
@@ -91,7 +107,8 @@ def test_says_that_links_without_tls_are_unprotected(spec: Parse) -> None:
         ("hybrid", 'carrier = "inet_tcp"', BEYOND, "carrier"),
         ("development", 'carrier = "inet_tls"', "127.0.0.1", "carrier"),
         ("production", 'carrier = "inet6_tls"', "127.0.0.1", "carrier"),
-        ("production", 'carrier = "distsec"', "127.0.0.1", "carrier"),
+        ("production", 'carrier = "Distsec"', "127.0.0.1", "carrier"),
+        ("development", 'carrier = "distsec"', "127.0.0.1", "carrier"),
     ],
 )
 def test_refuses_what_contradicts_the_mode(
@@ -102,14 +119,15 @@ def test_refuses_what_contradicts_the_mode(
     assert problem.do
 
 
-def test_the_carrier_that_is_not_built_yet_says_what_to_use(only: Only) -> None:
-    problem = only(cluster("production", 'carrier = "distsec"'))
-    assert (problem.what, problem.do) == ("the carrier distsec is not built yet", 'use "inet_tls"')
+def test_who_asks_for_no_encryption_is_told_which_carrier_to_use(only: Only) -> None:
+    problem = only(cluster("production", 'carrier = "inet_tcp"'))
+    assert problem.do == 'use "distsec", or leave it out'
 
 
 @pytest.mark.parametrize(
     ("mode", "distribution"),
     [
+        ("production", 'enable_tls = true\nverify_mode = "verify_peer"\ncarrier = "distsec"'),
         ("production", 'enable_tls = true\nverify_mode = "verify_peer"\ncarrier = "inet_tls"'),
         ("hybrid", 'enable_tls = false\ncarrier = "inet_tcp"'),
         ("development", 'enable_tls = false\ncarrier = "inet_tcp"\nverify_mode = "verify_none"'),

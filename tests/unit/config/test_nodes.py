@@ -15,6 +15,7 @@ Problems = Callable[..., list[Problem]]
 Only = Callable[..., Problem]
 
 NODE = '[[nodes]]\nname = "a@127.0.0.1"\n'
+HOST6 = '[[nodes]]\nname = "a@h.example"\n'
 
 
 def distribution(text: str) -> str:
@@ -62,22 +63,52 @@ def test_a_short_name_may_be_used_throughout(spec: Parse) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "key"),
+    ("text", "address"),
     [
-        ('[[nodes]]\nname = "a@::1"', "nodes[0].name"),
-        (NODE + 'address = "::1"', "nodes[0].address"),
-        (distribution('allowed_nodes = ["a@2001:db8::1"]'), "security.distribution.allowed_nodes[0]"),
-        ('[[peers]]\nname = "a@h"\nport = 9100\naddress = "2001:db8::1"', "peers[0].address"),
-        (
-            '[[security.distribution.rules]]\nnames = ["cli-*@::1"]',
-            "security.distribution.rules[0].names[0]",
-        ),
+        ('[[nodes]]\nname = "a@::1"', "::1"),
+        (HOST6 + 'address = "::1"', "::1"),
+        (HOST6 + 'address = "2001:db8:0::1"', "2001:db8::1"),
+        ('[[nodes]]\nname = "a@::1"\naddress = "2001:db8::1"', "2001:db8::1"),
     ],
 )
-def test_ipv6_is_refused_for_as_long_as_the_carrier_has_none(only: Only, text: str, key: str) -> None:
-    problem = only(text)
+def test_a_node_may_be_at_an_ipv6_address(spec: Parse, text: str, address: str) -> None:
+    assert spec(text).nodes[0].address == address
+
+
+def test_ipv6_is_taken_wherever_a_name_or_an_address_is(spec: Parse) -> None:
+    cluster = spec(
+        distribution('allowed_nodes = ["a@2001:db8::1"]')
+        + '[[security.distribution.rules]]\nnames = ["cli-*@::1"]\n'
+        + '[[peers]]\nname = "a@2001:db8::1"\nport = 9100\naddress = "2001:db8::1"'
+    )
+    assert cluster.peers[0].address == cluster.allowed_nodes[0].host == "2001:db8::1"
+    assert cluster.rules[0].names == ("cli-*@::1",)
+
+
+FAMILIES = (
+    ('[[nodes]]\nname = "a@::1"\naddress = "127.0.0.1"', "nodes[0].address"),
+    ('[[nodes]]\nname = "a@::1"\n[[nodes]]\nname = "b@127.0.0.1"', "nodes[1].address"),
+    (HOST6 + 'address = "::1"\n[[nodes]]\nname = "b@h.example"', "nodes[1].address"),
+    (HOST6 + '[[peers]]\nname = "b@o.example"\nport = 9100\naddress = "::1"', "peers[0].address"),
+)
+
+
+@pytest.mark.parametrize(("text", "key"), FAMILIES)
+@pytest.mark.parametrize("how", ['mode = "development"', 'distribution.carrier = "inet_tls"'])
+def test_stock_carriers_do_not_mix_ipv4_and_ipv6(only: Only, how: str, text: str, key: str) -> None:
+    problem = only(f"[security]\n{how}\n{text}")
     assert problem.key == key
-    assert "IPv4 only here" in problem.what
+    assert "::1" in problem.what and "distsec" in problem.do
+
+
+@pytest.mark.parametrize("text", [text for text, _ in FAMILIES])
+def test_the_carrier_distsec_mixes_them(spec: Parse, text: str) -> None:
+    assert spec(text).carrier == "distsec"
+
+
+@pytest.mark.parametrize("address", ["fe80::1", "fe80::1%eth0", "::1%lo"])
+def test_an_address_that_needs_a_zone_is_refused(only: Only, address: str) -> None:
+    assert "zone" in only(NODE + f'address = "{address}"').what
 
 
 @pytest.mark.parametrize("table", ["nodes", "peers"])

@@ -21,7 +21,7 @@ DEMO = Path(__file__).parents[3] / "config" / "demo" / "distsec.toml"
 
 def test_what_init_writes_loads_without_a_problem_or_a_warning(spec: Parse) -> None:
     cluster = spec(render_template("demo", NODES))
-    assert (cluster.name, cluster.mode, cluster.carrier) == ("demo", Mode.PRODUCTION, Carrier.INET_TLS)
+    assert (cluster.name, cluster.mode, cluster.carrier) == ("demo", Mode.PRODUCTION, Carrier.DISTSEC)
     assert [node.name for node in cluster.nodes] == NODES == list(cluster.allowed_nodes)
     assert cluster.nodes[0].command == ("erl", "-noinput")
     assert (cluster.warnings, cluster.not_enforced) == ((), ())
@@ -48,10 +48,21 @@ def test_the_options_in_its_comments_are_the_defaults(spec: Parse) -> None:
             "address",
             "port",
             "working_directory",
+            "otp_libraries",
             "environment",
         }:
             continue
         assert spec(text.replace(f"#{option}", option)) == plain, option
+
+
+def test_nodes_at_ipv6_addresses_load_and_listen_there(spec: Parse) -> None:
+    nodes = [NodeName.parse("a@::1"), NodeName.parse("b@2001:db8::7")]
+    cluster = spec(render_template("demo", nodes))
+    assert [(node.name, node.address) for node in cluster.nodes] == [
+        (nodes[0], "::1"),
+        (nodes[1], "2001:db8::7"),
+    ]
+    assert cluster.warnings == ()
 
 
 def test_an_empty_cluster_loads_and_says_that_nobody_is_admitted(spec: Parse) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from distsec.control.service import Service
 from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.names import NodeName
+from distsec.model.shells import Operator
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
 
@@ -40,6 +42,12 @@ class FakeOrchestrator:
         self.metrics = Metrics()
         self.asked: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.current: list[str] = []  # whose certificate is revoked
+        self.contained: dict[str, Any] = {
+            "rekeyed": [NODES[0], NODES[1]], "held": NODES[1], "tainted": [], "missing": [],
+            "elsewhere": ["far@10.0.0.9"], "others": ["spiffe://demo/cli/x"], "revoked": ["0a", "0b"],
+        }  # fmt: skip
+        self.shell_directory = "/x/state/shells/0123456789abcdef"
         self.document: dict[str, Any] = {
             "schema": 1,
             "cluster": "demo",
@@ -64,13 +72,40 @@ class FakeOrchestrator:
         self._take("allow", name, identity)
         return {"generation": 8, "acknowledged": list(NODES)}
 
-    async def deny(self, name: str, compromised: bool) -> dict[str, Any]:
-        self._take("deny", name, compromised)
-        return {"generation": 9, "acknowledged": [NODES[0]]}
+    async def deny(self, name: str, compromised: bool, since: float) -> dict[str, Any]:
+        self._take("deny", name, compromised, since)
+        return {"generation": 9, "acknowledged": [NODES[0]], **(self.contained if compromised else {})}
+
+    async def revoke(self, what: str) -> dict[str, Any]:
+        self._take("revoke", what)
+        return {"serials": ["0a1b"], "generation": 9, "acknowledged": list(NODES), "current_of": self.current}
+
+    async def certificates(self) -> dict[str, Any]:
+        self._take("certificates")
+        of = [(NODES[0], "0a1b", NOW + 86_400, True), (NODES[1], "0c", NOW + 40 * 86_400, False)]
+        return {
+            "certificates": [
+                {"node": node, "identity": f"spiffe://demo/{node}", "serial": serial, "issuer": "CN=demo",
+                 "not_after": not_after, "revoked": revoked}
+                for node, serial, not_after, revoked in of
+            ],
+            "revoked": ["0a1b", "ff"],
+        }  # fmt: skip
 
     async def reload(self) -> dict[str, Any]:
         self._take("reload")
         return {"changed": []}
+
+    async def shell(self, name: str, operator: Operator) -> dict[str, Any]:
+        self._take("shell", name, operator)
+        return {
+            "node": name,
+            "shell": "distsec-shell-7@127.0.0.1",
+            "words": ["/usr/bin/erl", "-hidden"],
+            "directory": self.shell_directory,
+            "uid": os.geteuid(),
+            "gid": os.getegid(),
+        }
 
     def environment(self, name: str) -> dict[str, Any]:
         self._take("environment", name)

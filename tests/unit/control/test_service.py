@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from distsec.control.service import Service
+from distsec.errors import UsageError
 from distsec.model.events import EventType, Severity
 from distsec.observe.bus import RECENT_EVENTS
 from tests.unit.control.fake_orchestrator import FakeOrchestrator, refusal
@@ -20,3 +23,31 @@ def test_a_violation_that_the_bus_still_holds_is_told_whatever_came_after_it() -
     events = Service(orchestrator).events()
     assert events[0]["severity"] == "critical"
     assert len(events) == 1 + 2 * RECENT_EVENTS
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("spiffe://demo/node/10.0.0.9/new", "spiffe://demo/node/10.0.0.9/new"),
+        ("dns:New.Example.net", "dns:new.example.net"),
+        ("dn:CN=new,O=Example", "dn:2.5.4.10:4578616d706c65,2.5.4.3:6e6577"),
+        ("dn:2.5.4.10:4578616d706c65,2.5.4.3:6e6577", "dn:2.5.4.10:4578616d706c65,2.5.4.3:6e6577"),
+    ],
+)
+async def test_an_identity_is_handed_on_as_it_is_kept(written: str, kept: str) -> None:
+    orchestrator = FakeOrchestrator()
+    await Service(orchestrator).allow("new@10.0.0.9", written)
+    assert orchestrator.asked == [("allow", "new@10.0.0.9", kept)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "written", ["", "CN=x", "dn:", "dn:x", "dns:*.example", "spiffe://demo/*", 7, [], "x" * 9999]
+)
+async def test_what_is_no_identity_reaches_nobody(written: object) -> None:
+    orchestrator = FakeOrchestrator()
+    with pytest.raises(UsageError) as caught:
+        await Service(orchestrator).allow("new@10.0.0.9", written)
+    assert caught.value.do
+    assert not orchestrator.asked

@@ -85,6 +85,9 @@ def test_every_answer_says_its_schema(client: ControlClient) -> None:
         client.nodes("start", [NODES[0]]),
         client.allow("x@h.example"),
         client.deny("x@h.example"),
+        client.deny("x@h.example", compromised=True, since=7.0),
+        client.revoke("0a1b"),
+        client.certificates(),
         client.reload(),
         client.environment(NODES[0]),
         client.events(),
@@ -97,11 +100,15 @@ def test_commands_reach_the_orchestrator_with_checked_names(client: ControlClien
     client.nodes("stop", [], everything=True)
     client.allow("new@10.0.0.9", "spiffe://demo/node/10.0.0.9/new")
     client.deny("new@10.0.0.9")
+    client.deny("new@10.0.0.9", compromised=True, since=7.0)
+    client.revoke("0A:1B")
     assert [call for call in server.fake.asked if call != ("status",)] == [
         ("restart", [NODES[1], NODES[0]]),
         ("stop", list(NODES)),
         ("allow", "new@10.0.0.9", "spiffe://demo/node/10.0.0.9/new"),
-        ("deny", "new@10.0.0.9", False),
+        ("deny", "new@10.0.0.9", False, 0.0),
+        ("deny", "new@10.0.0.9", True, 7.0),
+        ("revoke", "0A:1B"),
     ]
 
 
@@ -130,7 +137,14 @@ def test_all_is_the_nodes_that_have_a_command_and_for_a_stop_those_that_run(
         (lambda c: c.allow("x"), NameInvalid),
         (lambda c: c.allow("x@h", "CN=x"), UsageError),
         (lambda c: c.allow("x@h", "spiffe://demo/" + "a" * 3000), UsageError),
-        (lambda c: c.deny("x@h", compromised=True), UsageError),
+        (lambda c: c.deny("x@h", compromised="yes"), UsageError),
+        (lambda c: c.deny("x@h", compromised=True, since=-1.0), UsageError),
+        (lambda c: c.deny("x@h", compromised=True, since=1e300), UsageError),
+        (lambda c: c.deny("x@h", compromised=True, since=True), UsageError),
+        (lambda c: c.deny("x@h", since=5.0), UsageError),
+        (lambda c: c.revoke(""), UsageError),
+        (lambda c: c.revoke("0" * 300), UsageError),
+        (lambda c: c.revoke(7), UsageError),
         (lambda c: c.environment("nobody@127.0.0.1"), NotFound),
         (lambda c: c.environment("../../etc/passwd"), NameInvalid),
     ],

@@ -85,20 +85,41 @@ NAME = st.from_regex(r"[a-z]{1,8}@[a-z]{1,8}", fullmatch=True)
 @given(st.binary(min_size=32, max_size=32), NAME, NAME)
 def test_cookies_follow_the_documented_formulas(secret: bytes, one: str, other: str) -> None:
     first, second = sorted([one, other])
-    assert cookies.default_cookie(Secret(secret), one).reveal().decode() == "d" + hkdf(
+    assert cookies.default_cookie(Secret(secret), one, {}).reveal().decode() == "d" + hkdf(
         secret, b"distsec cookie default 1\0" + one.encode()
     )
-    pair = cookies.pair_cookie(Secret(secret), one, other)
-    assert pair == cookies.pair_cookie(Secret(secret), other, one)
+    pair = cookies.pair_cookie(Secret(secret), one, other, {})
+    assert pair == cookies.pair_cookie(Secret(secret), other, one, {})
     assert pair.reveal().decode() == "p" + hkdf(
         secret, b"distsec cookie pair 1\0" + first.encode() + b"\0" + second.encode()
     )
 
 
-@given(st.lists(NAME, unique=True, min_size=3, max_size=6))
-def test_no_two_pairs_or_defaults_share_a_cookie(names: list[str]) -> None:
+@given(st.binary(min_size=32, max_size=32), NAME, NAME, st.integers(1, 12), st.integers(0, 12))
+def test_cookies_of_a_re_keyed_node_follow_the_documented_formulas(
+    secret: bytes, one: str, other: str, epoch: int, others: int
+) -> None:
+    epochs = {other: others, one: epoch}
+    first, second = sorted([one, other])
+    assert cookies.default_cookie(Secret(secret), one, epochs).reveal().decode() == "d" + hkdf(
+        secret, b"distsec cookie default 2\0" + one.encode() + b"\0%d" % epoch
+    )
+    pair = cookies.pair_cookie(Secret(secret), one, other, epochs)
+    assert pair == cookies.pair_cookie(Secret(secret), other, one, epochs)
+    ends = b"\0".join(name.encode() + b"\0%d" % epochs[name] for name in (first, second))
+    assert pair.reveal().decode() == "p" + hkdf(secret, b"distsec cookie pair 2\0" + ends)
+
+
+@given(st.lists(NAME, unique=True, min_size=3, max_size=6), st.data())
+def test_no_two_pairs_or_defaults_share_a_cookie_at_any_epochs(names: list[str], data: st.DataObject) -> None:
     secret = Secret(bytes(32))
-    made = [cookies.default_cookie(secret, name).reveal() for name in names]
-    made += [cookies.pair_cookie(secret, a, b).reveal() for a in names for b in names if a < b]
+    epochs = data.draw(st.lists(st.integers(0, 3), min_size=len(names), max_size=len(names)))
+    at = [{}, dict(zip(names, epochs, strict=True))]
+    changed = {name for name in names if at[1][name]}
+    made = [cookies.default_cookie(secret, name, at[0]).reveal() for name in names]
+    made += [cookies.default_cookie(secret, name, at[1]).reveal() for name in changed]
+    pairs = [(a, b) for a in names for b in names if a < b]
+    made += [cookies.pair_cookie(secret, a, b, at[0]).reveal() for a, b in pairs]
+    made += [cookies.pair_cookie(secret, a, b, at[1]).reveal() for a, b in pairs if {a, b} & changed]
     assert len(set(made)) == len(made)
     assert all(re.fullmatch(rb"[dp][0-9a-f]{64}", cookie) for cookie in made)

@@ -1,0 +1,206 @@
+"""One decision at every gate of the carrier: what is taken back between any two of them lets nobody in.
+
+The peer is made by hand and stops between two gates, or in the middle of a frame, while the policy in the
+node is changed under it; the orchestrator is held meanwhile, so that nobody but the gates can act. The gaps
+in which nothing is sent are in erlang/test/distsec_handshake_tests.erl.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attacks.scene import VICTIM, Scene
+from tests.releases import OTPS, Otp
+from tests.system.carrier_dialogue import INBOUND_GAPS, OUTBOUND_GAPS, Answerer, Dialler, ended
+from tests.system.certificates import Leaf
+
+PEER = "b@127.0.0.1"
+
+CHANGES = {
+    "its certificate is revoked": ("revoked", 'P#{revoked := [<<"{serial}">>]}'),
+    "its name is denied": ("denied", 'P#{denied := [<<"b@127.0.0.1">>]}'),
+    "it is taken from the list": (
+        "not_allowed",
+        'P#{peers := [X || #{name := N} = X <- maps:get(peers, P), N =/= <<"b@127.0.0.1">>]}',
+    ),
+    "it is not open yet": ("not_open", "P#{peers := [X#{phase := prepared} || X <- maps:get(peers, P)]}"),
+    "its identity is another node's": (
+        "name_not_in_certificate",
+        "P#{peers := [case X of "
+        '#{name := <<"b@127.0.0.1">>} -> X#{identity := <<"spiffe://demo/node/127.0.0.1/c">>}; '
+        '#{name := <<"c@127.0.0.1">>} -> X#{identity := <<"spiffe://demo/node/127.0.0.1/b">>}; '
+        "_ -> X end || X <- maps:get(peers, P)]}",
+    ),
+    "its certificate runs out": ("expired", "P#{issued_at := 1 bsl 40}"),
+    "the policy is emptied": ("no_policy", "P#{peers := [], rules := []}"),
+    "there is no policy any more": ("no_policy", "none"),
+}
+"""Title → what the next gate says, and the policy as Erlang makes it of the one in force, P."""
+
+_CHANGE = """
+M = #{policy := P} = persistent_term:get({distsec, policy}),
+persistent_term:put(test_policy, M),
+case CHANGED of
+    none -> persistent_term:erase({distsec, policy});
+    New -> persistent_term:put({distsec, policy}, M#{policy := New})
+end
+"""
+_RESTORE = "persistent_term:put({distsec, policy}, persistent_term:get(test_policy))"
+_PENDING = "length(distsec_attempts:all())"
+
+
+@pytest.fixture(scope="module", params=OTPS, ids=str)
+def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
+    chosen: Otp = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
+    request.node.user_properties.append(("otp", otp.stands_for))
+
+
+@pytest.fixture(scope="module")
+def node(otp: Otp, beams: Path) -> Iterator[Scene]:
+    with Scene(otp, beams, carrier="distsec") as scene:
+        yield scene
+
+
+@pytest.fixture(scope="module")
+def leaf(node: Scene) -> Leaf:
+    return node.cluster.leaf("b")
+
+
+@pytest.fixture
+def scene(node: Scene) -> Iterator[Scene]:
+    node.begin()
+    with ExitStack() as stack:
+        node.test = stack
+        yield node
+
+
+@contextmanager
+def held(scene: Scene) -> Iterator[None]:
+    """The orchestrator neither sees a change nor pushes what was before."""
+    scene.cluster.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        scene.cluster.signal(signal.SIGCONT)
+
+
+@contextmanager
+def changed(scene: Scene, policy: str, serial: str) -> Iterator[None]:
+    scene.erl(_CHANGE.replace("CHANGED", policy.replace("{serial}", serial)))
+    try:
+        yield
+    finally:
+        scene.erl(_RESTORE)
+
+
+def until_refused(steps: Iterator[str]) -> Iterator[str]:
+    with suppress(OSError):
+        yield from steps
+
+
+def wait_pending(scene: Scene, count: int) -> None:
+    scene.cluster.wait(lambda: scene.erl(_PENDING) == str(count), f"{count} attempts in the node")
+
+
+def events(scene: Scene) -> list[dict[str, Any]]:
+    """Every refusal of the journal, oldest first; unlike the log it leaves none out."""
+    document = json.loads(scene.cluster.distsec("events", "--json").stdout)
+    return [event for event in document["events"] if "reason" in event]
+
+
+def dial(scene: Scene) -> None:
+    """The node dials the peer, and nobody waits for what comes of it."""
+    scene.erl(f"spawn(fun() -> net_kernel:connect_node('{PEER}') end)")
+
+
+# ---- nobody takes anything back ---------------------------------------------------------------------------
+
+
+def test_a_peer_whose_steps_are_all_right_is_let_in(scene: Scene, leaf: Leaf) -> None:
+    """What follows refuses for what was changed, and for nothing else."""
+    dialler = Dialler(scene.port, leaf, PEER, scene.pair_cookie("b"))
+    assert tuple(dialler.steps()) == INBOUND_GAPS
+    scene.cluster.wait(lambda: scene.erl("nodes(connected)") == f"['{PEER}']", "the link")
+    dialler.connection.close()
+    scene.wait_alone("its end")
+    assert scene.nodeups() == f"['{PEER}']"
+
+
+def test_a_peer_that_is_dialled_and_whose_steps_are_all_right_is_linked(scene: Scene, leaf: Leaf) -> None:
+    answerer = Answerer(scene.listed_ports["b"], leaf, PEER, scene.pair_cookie("b"))
+    answerer.listen()
+    dial(scene)
+    assert tuple(answerer.steps()) == OUTBOUND_GAPS
+    answerer.close()
+    scene.cluster.wait(lambda: scene.erl("nodes(connected)") == f"['{PEER}']", "the link")
+    answerer.connection.close()
+    scene.wait_alone("its end")
+    assert scene.nodeups() == f"['{PEER}']"
+
+
+# ---- something is taken back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", INBOUND_GAPS)
+def test_what_is_taken_back_between_two_gates_keeps_a_peer_out(scene: Scene, leaf: Leaf, gap: str) -> None:
+    cookie = scene.pair_cookie("b")
+    expected = {}
+    with held(scene):
+        for reason, policy in CHANGES.values():
+            dialler = Dialler(scene.port, leaf, PEER, cookie)
+            with ExitStack() as change:
+                for at in until_refused(dialler.steps()):
+                    if at == gap:
+                        wait_pending(scene, 1)
+                        change.enter_context(changed(scene, policy, leaf.serial))
+                assert ended(dialler.connection), "it was not refused"
+                wait_pending(scene, 0)
+            expected[dialler.address] = reason
+    scene.settle()
+    told = [event for event in events(scene) if event.get("address") in expected]
+    assert {event["address"]: event["reason"] for event in told} == expected
+    assert len(told) == len(expected), "one event each"
+    assert {(event["node"], event["direction"]) for event in told} == {(VICTIM, "in")}
+    assert {event["identity"] for event in told} == {scene.cluster.identity("b")}
+    assert sum(scene.refusals().values()) == len(expected)
+    scene.expect_nothing_happened()
+
+
+@pytest.mark.parametrize("gap", OUTBOUND_GAPS)
+def test_what_is_taken_back_between_two_gates_keeps_a_peer_out_that_was_dialled(
+    scene: Scene, leaf: Leaf, gap: str
+) -> None:
+    answerer = Answerer(scene.listed_ports["b"], leaf, PEER, scene.pair_cookie("b"))
+    answerer.listen()
+    expected = []
+    seen = len(events(scene))
+    with held(scene):
+        for reason, policy in CHANGES.values():
+            dial(scene)
+            with ExitStack() as change:
+                for at in until_refused(answerer.steps()):
+                    if at == gap:
+                        change.enter_context(changed(scene, policy, leaf.serial))
+                assert ended(answerer.connection), "it was not refused"
+                wait_pending(scene, 0)
+            expected.append(reason)
+    answerer.close()
+    scene.settle()
+    told = events(scene)[seen:]
+    assert [event["reason"] for event in told] == expected
+    assert {(event["node"], event["direction"]) for event in told} == {(VICTIM, "out")}
+    assert {event["identity"] for event in told} == {scene.cluster.identity("b")}
+    assert {event["claimed"] for event in told} == {PEER}
+    scene.expect_nothing_happened()
