@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.system.intruder import Intruder, atom, string, tcp
 VICTIM = "a@127.0.0.1"
 LISTED = ("b", "c")
 
-_RECORDER = """
+RECORDER = """
 Loop = fun F(Seen) ->
            receive
                {nodeup, Node, _} -> F([Node | Seen]);
@@ -38,6 +38,21 @@ Loop = fun F(Seen) ->
        end,
 register(test_recorder, spawn(fun() -> ok = net_kernel:monitor_nodes(true, [{node_type, all}]), Loop([]) end))
 """
+DIAL = """
+Node = {name},
+Dial = fun() ->
+           case net_kernel:connect_node(Node) of
+               true ->
+                   true = monitor_node(Node, true),
+                   receive {{nodedown, Node}} -> true after 3000 -> erlang:disconnect_node(Node) end;
+               false ->
+                   false
+           end
+       end,
+length([up || _ <- lists:seq(1, {times}), Dial()])
+"""
+"""Each dial makes a connection of its own: the one before has ended."""
+
 _CANARY = """
 Loop = fun F() -> receive _ -> persistent_term:put(test_harmed, message), F() end end,
 register(test_canary, spawn(fun() -> Loop() end))
@@ -80,8 +95,11 @@ class Knock:
 class Scene:
     """See the module. `begin` before each test; `test` holds what ends with it."""
 
-    def __init__(self, otp: Otp, beams: Path) -> None:
-        self.cluster = Cluster(otp, beams, ["a"])
+    def __init__(
+        self, otp: Otp, beams: Path, *, carrier: str = "inet_tls", external: Sequence[str] = ()
+    ) -> None:
+        """`external`: listed nodes that something else starts."""
+        self.cluster = Cluster(otp, beams, ["a"], carrier=carrier)
         self.test = ExitStack()
         self.otp = otp
         self.listed_ports = dict(zip(LISTED, free_ports(len(LISTED)), strict=True))
@@ -92,6 +110,10 @@ class Scene:
             {"name": self.cluster.node(name), "address": "127.0.0.1", "port": port}
             for name, port in self.listed_ports.items()
         ]
+        self.external_ports = dict(zip(external, free_ports(len(external)), strict=True))
+        for name, port in self.external_ports.items():
+            distribution["allowed_nodes"].append(name)
+            self.cluster.settings["nodes"].append({"name": name, "port": port})
         self._log_read = 0
         self._before: Series = {}
         self._own_probes = 0
@@ -109,7 +131,7 @@ class Scene:
             self.cluster.run()
             self.cluster.wait_running()
             self._own_probes = self._refusals_in_the_node()  # the orchestrator's own look, counted nowhere
-            self.erl(_RECORDER)
+            self.erl(RECORDER)
             self.erl(_CANARY)
         except BaseException:
             self.cluster.close()
@@ -135,7 +157,9 @@ class Scene:
         def all_there() -> bool:
             metrics = self.series()
             told = sum(
-                value for (name, _), value in metrics.items() if name == "distsec_security_refusals_total"
+                value
+                for (name, labels), value in metrics.items()
+                if name == "distsec_security_refusals_total" and ("node", VICTIM) in labels
             )
             return told + self._own_probes == self._refusals_in_the_node()
 

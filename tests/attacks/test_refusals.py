@@ -84,13 +84,13 @@ CERTIFICATES = {
         lambda scene: scene.cluster.leaf("b", authority=TestAuthority.foreign()), "unknown_ca", B
     ),
     "by a CA of the same name": Wrong(look_alike, "unknown_ca", B),
-    "self-signed": Wrong(self_signed, "unknown_ca", None),
+    "self-signed": Wrong(self_signed, "unknown_ca", "dn:CN=foreign CA"),
     "by a node as if it were a CA": Wrong(signed_by_a_node, "key_usage", A),
     "expired": Wrong(of_cluster("b", valid_from=-3 * DAY, valid_for=DAY), "expired", B),
     "not yet valid": Wrong(of_cluster("b", valid_from=DAY, valid_for=DAY), "not_yet_valid", B),
     "for servers only": Wrong(of_cluster("b", usage=[ExtendedKeyUsageOID.SERVER_AUTH]), "key_usage", B),
     "for signing code": Wrong(of_cluster("b", usage=[ExtendedKeyUsageOID.CODE_SIGNING]), "key_usage", B),
-    "without identity": Wrong(of_cluster(uris=[]), "no_identity", None),
+    "without identity": Wrong(of_cluster(uris=[]), "no_identity", "dn:CN=test leaf"),
     "of two identities": Wrong(of_cluster("b", "c"), "no_identity", B),
     "of a node that is not listed": Wrong(of_cluster("evil"), "not_allowed", EVIL, "UnauthorizedAccess"),
     "of another trust domain": Wrong(of_cluster(uris=[OTHER]), "not_allowed", OTHER, "UnauthorizedAccess"),
@@ -109,7 +109,7 @@ def test_a_wrong_certificate_is_refused_told_once_and_counted(scene: Scene, wron
         assert event["node"] == VICTIM
         assert event["direction"] == "in"
         assert event.get("identity") == wrong.identity
-        if leaf and wrong.identity not in {None, A}:  # A: the fault is in the certificate above it
+        if leaf and leaf.serial and wrong.identity != A:  # A: the fault is in the certificate above it
             assert event["serial"] == leaf.serial
     assert addresses(scene) == {knock.address for knock in knocks}
     scene.expect_nothing_happened()
