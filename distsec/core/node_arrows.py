@@ -285,8 +285,9 @@ def started_while_stopping(status: NodeStatus, event: Event, now: float, chance:
     assert isinstance(event, ProcessStarted)
     if status.pid is not None:
         return status, ()
-    half = status.rules.stop_deadline_seconds / 2
-    return replace(status, pid=event.pid, started=now, stage=StopStage.TERMINATED, due=now + half), (
+    condemned = status.why is Why.COMPROMISED
+    patience = DOOM_SECONDS if condemned else status.rules.stop_deadline_seconds / 2
+    return replace(status, pid=event.pid, started=now, stage=StopStage.TERMINATED, due=now + patience), (
         SendTerm(),
     )
 

@@ -117,7 +117,9 @@ class Overlay:
         anew = others | {taint.name for taint in taints}
         epochs = dict(self.epochs) | {each: self.epoch(each) + 1 for each in anew}
         kept = tuple(taint for taint in self.tainted if taint.name not in anew)
-        return replace(self.revoking(*serials), epochs=tuple(sorted(epochs.items())), tainted=(*kept, *taints))
+        return replace(
+            self.revoking(*serials), epochs=tuple(sorted(epochs.items())), tainted=(*kept, *taints)
+        )
 
     def restaged(self, changed: Mapping[str, Taint | None], seen: Overlay) -> Overlay:
         """With other records of taint, None for what is clean, in the same generation: no node is told.

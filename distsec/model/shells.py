@@ -50,6 +50,15 @@ def shell_identity(cluster: str, name: NodeName, token: str) -> str:
     return f"{domain}/shell/{path}.{token}"
 
 
+def is_shell(cluster: str, name: str, identity: str | None) -> bool:
+    """Whether the peer of a link is a shell: by its certificate, which only this cluster's CA issues so;
+    where links carry none, by its name.
+    """
+    if identity is not None:
+        return identity.startswith(f"spiffe://{cluster}/shell/")
+    return name.startswith(HEAD)
+
+
 def shell_pattern(host: str) -> str:
     """All shells on a host: what metrics call each of them."""
     return f"{HEAD}*@{host}"

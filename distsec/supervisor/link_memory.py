@@ -31,7 +31,10 @@ class Note(Protocol):
 
 
 class LinkMemory:
-    """`listed(name)` says whether the policy lists that name exactly; `spawn` runs a task beside the rest."""
+    """`listed(name)` says whether the policy lists that name exactly; `spawn` runs a task beside the rest.
+
+    `passing(link)`: a link that is not remembered, since its peer links with no other node (a shell's).
+    """
 
     def __init__(
         self,
@@ -39,8 +42,10 @@ class LinkMemory:
         listed: Callable[[str], bool],
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
         note: Note,
+        passing: Callable[[Link], bool] = lambda link: False,
     ) -> None:
         self._records = records
+        self._passing = passing
         self._listed = listed
         self._spawn = spawn
         self._note = note
@@ -59,15 +64,20 @@ class LinkMemory:
     # ---- what agents say
 
     def up(self, node: str, link: Link) -> None:
+        if self._passing(link):
+            return
         self._book.up(node, self._peer(link), time.time())
         self._save_soon()
 
     def down(self, node: str, link: Link) -> None:
+        if self._passing(link):
+            return
         self._book.down(node, self._peer(link), time.time())
         self._save_soon()
 
     def all_up(self, node: str, links: Iterable[Link]) -> None:
-        self._book.all_up(node, map(self._peer, links), time.time())
+        kept = (link for link in links if not self._passing(link))
+        self._book.all_up(node, map(self._peer, kept), time.time())
         self._save_soon()
 
     def gone(self, node: str) -> None:

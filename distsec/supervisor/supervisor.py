@@ -15,12 +15,12 @@ from typing import Any
 from distsec.core import node_status as life
 from distsec.core.wanted import Overlay
 from distsec.errors import CommandFailed, DistsecError, NotAcknowledged, NotFound, Unavailable, UsageError
-from distsec.model.cluster import ClusterSpec, NodeState
+from distsec.model.cluster import ClusterSpec, Link, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.identities import readable
 from distsec.model.names import MAX_NAME_BYTES
 from distsec.model.policy import Verdict
-from distsec.model.shells import Operator
+from distsec.model.shells import Operator, is_shell
 from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.log import Logger, log_line
@@ -70,7 +70,9 @@ class Supervisor:
         self.metrics = metrics
         self.starts = asyncio.Semaphore(max(1, spec.start_parallel))
         self.nodes: dict[str, ManagedNode] = {}
-        self.memory = LinkMemory(machine.records, self._is_listed, self.spawn, self.note)
+        self.memory = LinkMemory(
+            machine.records, self._is_listed, self.spawn, self.note, passing=self._is_shell_link
+        )
         self.rollbacks = RollbackWatch(self)
         self._containment = Containment(self)
         self._revocation = Revocation(self)
@@ -190,6 +192,9 @@ class Supervisor:
     def startable(self, name: str) -> str | None:
         """Why `name` may not be started now; None: it may."""
         return self._containment.startable(name)
+
+    def _is_shell_link(self, link: Link) -> bool:
+        return not self._is_listed(link.peer) and is_shell(self.spec.name, link.peer, link.identity)
 
     def _is_listed(self, name: str) -> bool:
         return name in self.nodes or name in self.desk.wanted.labels

@@ -14,10 +14,11 @@
 -spec start(gen_tcp:socket()) -> pid().
 start(Listen) ->
     Kernel = self(),
-    spawn_opt(fun() ->
-                      wait_for_code_server(),
-                      accept(Listen, family(Listen), Kernel, ?FIRST_BACKOFF_MS)
-              end, [link, {priority, max}]).
+    spawn_link(fun() ->
+                       process_flag(priority, max),
+                       wait_for_code_server(),
+                       accept(Listen, family(Listen), Kernel, ?FIRST_BACKOFF_MS)
+               end).
 
 %% The first connection may come before it is there (inet_tls_dist:wait_for_code_server/0, OTP 25).
 wait_for_code_server() ->
@@ -61,8 +62,8 @@ begin_handshake(Socket, Family, Kernel) ->
     case distsec_attempts:inbound(Worker, #{direction => in, address => Address, socket => Socket}) of
         {ok, Id} ->
             case gen_tcp:controlling_process(Socket, Worker) of
-                ok -> Worker ! {go, Id, Socket};
-                {error, _} -> gen_tcp:close(Socket), Worker ! {go, Id, gone}
+                ok -> Worker ! {go, Id, Socket}, ok;
+                {error, _} -> gen_tcp:close(Socket), Worker ! {go, Id, gone}, ok
             end;
         refused ->
             gen_tcp:close(Socket),
@@ -81,7 +82,7 @@ handshake(Id, Socket, Family, Kernel) ->
         {ok, Ssl} ->
             case distsec_handshake:admitted(Id, Ssl) of
                 true -> give(Id, Ssl, Family, Kernel);
-                false -> distsec_tls:close(Ssl)
+                false -> ssl:close(Ssl)
             end;
         {error, Why} ->
             {Reason, Detail} = distsec_tls:failure(Why),
@@ -108,12 +109,12 @@ give(Id, Ssl, Family, Kernel) ->
                 _ ->
                     Pid ! {self(), exit},
                     distsec_attempts:refuse(Id, closed, #{}),
-                    distsec_tls:close(Ssl)
+                    ssl:close(Ssl)
             end;
         {Kernel, unsupported_protocol} ->
             distsec_attempts:refuse(Id, handshake_failed, #{detail => <<"unsupported_protocol">>}),
-            distsec_tls:close(Ssl)
+            ssl:close(Ssl)
     after ?HANDOVER_MS ->
             distsec_attempts:refuse(Id, handshake_timeout, #{}),
-            distsec_tls:close(Ssl)
+            ssl:close(Ssl)
     end.

@@ -19,7 +19,7 @@ boot() ->
         {'DOWN', Reference, process, Pid, Why} -> erlang:error({distsec_boot, Why})
     end.
 
-%% False also after init:restart/0, which ends all processes and keeps the persistent terms: mix
+%% False also after init:restart/0, which ends all processes and erases the persistent terms: mix
 %% releases with configuration providers boot twice in one VM.
 -spec booted() -> boolean().
 booted() ->

@@ -35,6 +35,9 @@
 -define(NOBODY_KNOWS, 1000000).
 %% How far two attempts of one pair may lie apart to have crossed: each may last as long.
 -define(CROSSING_MS, 7000).
+%% What was refused is told so, and has this long to go. ssl:close/1 would wait 5 s for a peer that keeps
+%% its socket open, and the attempt would keep its place here, and its name in net_kernel.
+-define(LINGER_MS, 500).
 %% What was told to go away and has not is killed.
 -define(GRACE_MS, 1000).
 
@@ -105,7 +108,8 @@ refuse(Id, Reason, More) ->
     try ets:update_counter(?TABLE, Id, {?TOLD, 1}) of
         1 ->
             #{direction := Direction} = Facts = facts(Id),
-            distsec_report:refusal(Direction, Reason, maps:merge(shown(Facts), More));
+            distsec_report:refusal(Direction, Reason, maps:merge(shown(Facts), More)),
+            gen_server:cast(?MODULE, {refused, Id});
         _ -> ok
     catch
         error:_ -> ok % the row went with its process
@@ -216,6 +220,9 @@ handle_call(_, _From, State) ->
 -spec handle_cast(term(), state()) -> {noreply, state()}.
 handle_cast({up, Id}, State) ->
     {noreply, closed(Id, State)};
+handle_cast({refused, Id}, State) ->
+    _ = erlang:send_after(?LINGER_MS, self(), {shut, Id}),
+    {noreply, State};
 handle_cast(_, State) ->
     {noreply, State}.
 
@@ -228,6 +235,12 @@ handle_info({'DOWN', Reference, process, _, Why}, #{watched := Watched} = State)
 handle_info({deadline, Id}, State) ->
     case ets:lookup(?TABLE, Id) of
         [{_, _, _, Stage, _}] when Stage =/= up -> drop(Id, handshake_timeout);
+        _ -> ok
+    end,
+    {noreply, State};
+handle_info({shut, Id}, State) ->
+    case ets:lookup(?TABLE, Id) of
+        [{_, _, _, Stage, _}] when Stage =/= up -> shut(Id);
         _ -> ok
     end,
     {noreply, State};
@@ -269,6 +282,9 @@ admitted(Id) ->
 %% kill in the middle of it could leave processes of ssl behind.
 drop(Id, Reason) ->
     refuse(Id, Reason, #{}),
+    shut(Id).
+
+shut(Id) ->
     case ets:lookup(?TABLE, Id) of
         [{_, _, _, _, #{socket := Socket}}] when is_port(Socket) ->
             _ = catch gen_tcp:shutdown(Socket, read_write),

@@ -72,21 +72,25 @@ handle_call(_, _From, State) ->
 
 -spec handle_cast(refresh | ejected | {lost, binary()}, state()) -> {noreply, state()}.
 handle_cast(refresh, #{attempts := Attempts, lost := Lost, policy := Before} = State) ->
-    Policy = distsec_policy:in_force(),
-    Next = State#{policy := Policy, settled_ms := now_ms() + ?SETTLE_MS,
-                  attempts := maps:with(maps:keys(Lost), Attempts)},
-    case ejects(Before, Policy) of
-        true -> handle_cast(ejected, Next);
-        false -> {noreply, Next}
+    case distsec_policy:in_force() of
+        Before ->
+            {noreply, State}; % the orchestrator makes sure
+        Policy ->
+            Next = State#{policy := Policy, settled_ms := now_ms() + ?SETTLE_MS,
+                          attempts := maps:with(maps:keys(Lost), Attempts)},
+            case ejects(Before, Policy) of
+                true -> handle_cast(ejected, Next);
+                false -> {noreply, Next}
+            end
     end;
 handle_cast(ejected, State) ->
     {noreply, State#{ejected_ms := now_ms()}};
-handle_cast({lost, Peer}, #{attempts := Attempts, lost := Lost} = State) ->
-    Now = now_ms(),
-    Wait = case own_name() > Peer of true -> ?LOST_SECOND_MS; false -> ?LOST_FIRST_MS end,
-    _ = erlang:send_after(Wait, self(), dial),
-    Again = #{next_ms => Now + Wait, backoff_ms => ?LOST_BACKOFF_MS},
-    {noreply, State#{attempts := Attempts#{Peer => Again}, lost := Lost#{Peer => Now}}}.
+handle_cast({lost, Peer}, State) ->
+    %% Not the names that a rule admits: those are nobody to dial, and there is no end of them.
+    case distsec_policy:peer(Peer, distsec_policy:in_force()) of
+        {ok, _} -> {noreply, lost(Peer, now_ms(), State)};
+        error -> {noreply, State}
+    end.
 
 -spec handle_info(term(), state()) -> {noreply, state()}.
 handle_info(tick, State) ->
@@ -101,6 +105,12 @@ handle_info({'DOWN', Reference, process, _, Why}, #{dialling := Dialling} = Stat
     end;
 handle_info(_, State) ->
     {noreply, State}.
+
+lost(Peer, Now, #{attempts := Attempts, lost := Lost} = State) ->
+    Wait = case own_name() > Peer of true -> ?LOST_SECOND_MS; false -> ?LOST_FIRST_MS end,
+    _ = erlang:send_after(Wait, self(), dial),
+    Again = #{next_ms => Now + Wait, backoff_ms => ?LOST_BACKOFF_MS},
+    State#{attempts := Attempts#{Peer => Again}, lost := Lost#{Peer => Now}}.
 
 %% ---- whom ---------------------------------------------------------------------------------------
 

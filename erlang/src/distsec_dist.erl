@@ -48,14 +48,9 @@ listen(Name, Host) ->
         {ok, Listen} ->
             {ok, {_, Bound} = Address} = inet:sockname(Listen),
             Driver = case Family of inet -> inet_tcp; inet6 -> inet6_tcp end,
-            case distsec_epmd:register_node(Name, Bound, Driver) of
-                {ok, Creation} ->
-                    {ok, {Listen, #net_address{address = Address, host = Host, protocol = tls,
-                                               family = Family}, Creation}};
-                Error ->
-                    gen_tcp:close(Listen),
-                    Error
-            end;
+            {ok, Creation} = distsec_epmd:register_node(Name, Bound, Driver),
+            {ok, {Listen, #net_address{address = Address, host = Host, protocol = tls, family = Family},
+                  Creation}};
         Error ->
             Error
     end.

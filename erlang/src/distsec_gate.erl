@@ -110,9 +110,9 @@ with_live(_, _, Decision, _) ->
           {refused | crossed, atom(), map()} | benign.
 ending(unreachable, _, _) -> benign;             % nothing answers there: no TLS was spoken
 ending(normal, _, _) -> benign;
-ending(remarked, _, _) -> benign;                % net_kernel took the peer's own attempt instead
 ending({shutdown, refused}, _, _) -> benign;     % a gate has told it
-ending(Why, _, _) when Why =:= noproc; Why =:= killed -> {crossed, closed, #{}};
+%% net_kernel took another attempt instead: ours, or another one of the same peer.
+ending(Why, _, _) when Why =:= noproc; Why =:= killed; Why =:= remarked -> {crossed, closed, #{}};
 ending(Why, _, #{direction := Direction}) ->
     case reason(Why) of
         closed when Direction =:= in -> {crossed, closed, #{}};

@@ -64,7 +64,7 @@ frame(_, _, _, _) ->
 
 -spec refused(term()) -> no_return().
 refused(Ssl) ->
-    distsec_tls:close(Ssl),
+    _ = ssl:close(Ssl),
     exit({shutdown, refused}).
 
 %% ---- the peer dialled ---------------------------------------------------------------------------
@@ -123,7 +123,7 @@ connect_to({Ip, Port}, Id, Owner, SetupTime) ->
             distsec_attempts:learn(Id, #{socket => Socket}),
             case distsec_tls:connect(Socket, #{attempt => Id}, SetupTime) of
                 {ok, Ssl} ->
-                    _ = admitted(Id, Ssl) andalso give(Id, Ssl, Owner) orelse distsec_tls:close(Ssl),
+                    _ = admitted(Id, Ssl) andalso give(Id, Ssl, Owner) orelse ssl:close(Ssl),
                     normal;
                 {error, Why} ->
                     {Reason, Detail} = distsec_tls:failure(Why),
@@ -169,7 +169,7 @@ hs_data(Id, Ssl, Direction, Controller) ->
     Count = counters:new(1, []),
     #hs_data{
        socket = Controller,
-       f_send = fun(_, Packet) -> send_frame(Id, Ssl, Packet) end,
+       f_send = fun(_, Packet) -> ssl:send(Ssl, Packet) end,
        f_recv = fun(_, Length, Timeout) -> receive_frame(Id, Ssl, Direction, Count, Length, Timeout) end,
        f_setopts_pre_nodeup =
            fun(_) ->
@@ -206,12 +206,6 @@ hs_data(Id, Ssl, Direction, Controller) ->
                    distsec_attempts:stage(Id, up),
                    tls_sender:dist_handshake_complete(Controller, Node, Handle)
            end}.
-
-%% With these dist_util ends an attempt that another one of the same pair makes superfluous: nobody is
-%% refused.
-send_frame(Id, Ssl, Packet) ->
-    _ = lists:member(iolist_to_binary(Packet), [<<"snok">>, <<"sfalse">>]) andalso distsec_attempts:told(Id),
-    ssl:send(Ssl, Packet).
 
 receive_frame(Id, Ssl, Direction, Count, Length, Timeout) ->
     case ssl:recv(Ssl, Length, Timeout) of

@@ -248,6 +248,6 @@ tls_details(undefined) ->
 %% The name of a suite as ssl describes it.
 -spec cipher(term()) -> binary() | undefined.
 cipher(#{} = Suite) ->
-    try unicode:characters_to_binary(ssl:suite_to_str(Suite)) catch error:_ -> undefined end;
+    try list_to_binary(ssl:suite_to_str(Suite)) catch error:_ -> undefined end;
 cipher(_) ->
     undefined.

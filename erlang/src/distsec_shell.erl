@@ -10,10 +10,12 @@
 -define(NO_EXPRESSION, 65). % EX_DATAERR of sysexits.h
 -define(NO_LINK, 70).       % EX_SOFTWARE, as errors.CommandFailed
 -define(TOO_SLOW, 124).     % as timeout(1)
+-define(HUNG_UP, 129).      % 128 + SIGHUP, as shells say it
 -define(MAX_TEXT_BYTES, 1048576).
 %% Of the process that takes and shows values: a gigabyte.
 -define(MAX_HEAP_WORDS, 134217728).
 -define(KILLED_MS, 1000).
+-define(LOOK_EVERY_MS, 2000).
 
 %% ---- a terminal ---------------------------------------------------------------------------------
 
@@ -34,10 +36,15 @@ start() ->
         end,
     ok.
 
-%% Ends the VM when the node is gone, or when its operator wants to leave (distsec_shell_remote).
+%% Ends the VM when the node is gone, or when its operator wants to leave (distsec_shell_remote)
+%% or has closed the window. For that there is a signal, unless the shell was started by nohup or is
+%% in no foreground; and not every release notices that it can read no more.
 attached(Node) ->
     true = register(?MODULE, self()),
     true = monitor_node(Node, true),
+    attached(Node, has_terminal()).
+
+attached(Node, HadTerminal) ->
     receive
         leave -> halt(0);
         {nodedown, Node} ->
@@ -45,6 +52,18 @@ attached(Node) ->
                 {stopping, _} -> ok; % by a SIGTERM, which takes the link down too
                 _ -> stop(?NO_LINK, "the link with ~ts is down", [Node])
             end
+    after ?LOOK_EVERY_MS ->
+            case HadTerminal andalso not has_terminal() of
+                true -> halt(?HUNG_UP);
+                false -> attached(Node, HadTerminal)
+            end
+    end.
+
+%% Whether there is a controlling terminal (tty(4)).
+has_terminal() ->
+    case file:open("/dev/tty", [read, raw]) of
+        {ok, Terminal} -> ok =:= file:close(Terminal);
+        {error, _} -> false
     end.
 
 %% OTP 25 completes the node's names only for -remsh; newer ones by themselves.
@@ -95,24 +114,28 @@ lines() ->
 run(Fun) ->
     {ok, [[Seconds, Prompt]]} = init:get_argument(distsec_shell),
     Timeout = case list_to_integer(Seconds) of 0 -> infinity; N -> N * 1000 end,
-    _ = spawn(fun() ->
-                      {_, Monitor} =
-                          spawn_monitor(fun() -> exit({done, bounded(Fun, Timeout, Prompt)}) end),
-                      receive {'DOWN', Monitor, process, _, Why} -> ended(Why) end
-              end),
+    _ = spawn(fun() -> halt(outcome(Fun, Timeout, Prompt =:= "prompt")) end),
     ok.
+
+outcome(Fun, Timeout, Prompt) ->
+    {_, Monitor} = spawn_monitor(fun() -> exit({done, bounded(Fun, Timeout, Prompt)}) end),
+    receive
+        {'DOWN', Monitor, process, _, {done, Code}} ->
+            Code;
+        {'DOWN', Monitor, process, _, killed} ->
+            say("distsec: what the node answered is too large to be shown\n"),
+            ?NO_LINK;
+        {'DOWN', Monitor, process, _, Why} ->
+            say(["distsec: the shell failed: ", distsec_report:text(Why), $\n]),
+            ?NO_LINK
+    end.
 
 bounded(Fun, Timeout, Prompt) ->
     _ = process_flag(max_heap_size,
                      #{size => ?MAX_HEAP_WORDS, kill => true, error_logger => false}),
     _ = [io:setopts(Device, [{encoding, unicode}]) || Device <- [user, standard_error]],
     true = group_leader(distsec_shell_output:start(), self()),
-    Fun(Timeout, Prompt =:= "prompt").
-
--spec ended(term()) -> no_return().
-ended({done, Code}) -> halt(Code);
-ended(killed) -> stop(?NO_LINK, "what the node answered is too large to be shown", []);
-ended(Why) -> stop(?NO_LINK, "the shell failed: ~ts", [distsec_report:text(Why)]).
+    Fun(Timeout, Prompt).
 
 read(#{number := Number, prompt := Prompt, line := Line, rest := Rest} = State) ->
     case gather(Prompt(Number), Rest, Line) of

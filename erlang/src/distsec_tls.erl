@@ -6,7 +6,7 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([load/0, accept/3, connect/3, close/1, peer/1, details/1, controller/1, failure/1, option_problem/1]).
+-export([load/0, accept/3, connect/3, peer/1, details/1, controller/1, failure/1, option_problem/1]).
 
 -define(KEY, {distsec, tls}).
 -define(MAX_FILE_BYTES, 1048576).
@@ -14,8 +14,6 @@
 -define(MAX_FRAME_BYTES, 512).
 %% A chain of several certificates fits; the default is four times as much.
 -define(MAX_HANDSHAKE_BYTES, 65536).
-
--define(CLOSE_MS, 500).
 
 -type role() :: server | client.
 
@@ -126,18 +124,12 @@ connect(Socket, State, Timeout) ->
 framed({ok, Ssl}) ->
     case ssl:setopts(Ssl, [{packet, 4}, {packet_size, ?MAX_FRAME_BYTES}]) of
         ok -> {ok, Ssl};
-        {error, _} = Error -> close(Ssl), Error
+        {error, _} = Error -> _ = ssl:close(Ssl), Error
     end;
 framed({error, _} = Error) ->
     Error;
 framed(Other) ->
     {error, Other}.
-
-%% What was sent last still arrives. ssl waits for the peer to close as well, by default for 5 s, and as long
-%% the attempt holds its place, and its node's in net_kernel.
--spec close(term()) -> ok | {error, term()}.
-close(Ssl) ->
-    ssl:close(Ssl, ?CLOSE_MS).
 
 -spec with(role(), map()) -> list().
 with(Role, State) ->

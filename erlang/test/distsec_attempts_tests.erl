@@ -254,6 +254,25 @@ the_half_open_of_one_source_give_way_oldest_first_and_are_ended_test_() ->
               gen_tcp:close(Listen)
       end).
 
+%% A peer that keeps its socket open would else hold up ssl:close/1, and its place, for 5 s.
+what_is_refused_has_little_time_to_go_test_() ->
+    registry_test_(
+      fun(_) ->
+              {ok, Listen} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}, {active, false}]),
+              {ok, Port} = inet:port(Listen),
+              {ok, Client} = gen_tcp:connect({127, 0, 0, 1}, Port, [{active, false}]),
+              {ok, Socket} = gen_tcp:accept(Listen),
+              Pid = worker(),
+              {ok, Id} = distsec_attempts:inbound(Pid, (facts(in, <<"x">>))#{socket => Socket}),
+              distsec_attempts:refuse(Id, revoked, #{}),
+              ?assertEqual({error, timeout}, gen_tcp:recv(Client, 0, 100)), % time to be told so
+              ?assertEqual({error, closed}, gen_tcp:recv(Client, 0, 1500)),
+              await(fun is_clean/0),
+              ?assertNot(is_process_alive(Pid)),
+              ?assertEqual([revoked], told(<<"x">>)),
+              gen_tcp:close(Listen)
+      end).
+
 what_is_up_is_not_half_open_test_() ->
     registry_test_(
       fun(_) ->

@@ -44,6 +44,17 @@ a_policy_ejects_when_it_takes_a_name_or_a_certificate_back_and_not_otherwise_tes
     ?assertNot(distsec_connect:ejects(undefined, Before)),
     ?assertNot(distsec_connect:ejects(Before, undefined)).
 
+%% A rule may admit ten thousand names in a day.
+only_listed_names_are_remembered_when_they_go_test() ->
+    Policy = (policy([<<"b@h">>], [], []))#{connect => none, generation => 1,
+                                            rules => [#{pattern => <<"cli-*@h">>, identity => <<>>}]},
+    distsec_policy:put_in_force(Policy, <<>>, <<>>),
+    State = #{attempts => #{}, lost => #{}},
+    ?assertEqual({noreply, State}, distsec_connect:handle_cast({lost, <<"cli-1@h">>}, State)),
+    {noreply, #{lost := Lost, attempts := Attempts}} =
+        distsec_connect:handle_cast({lost, <<"b@h">>}, State),
+    ?assertEqual({[<<"b@h">>], [<<"b@h">>]}, {maps:keys(Lost), maps:keys(Attempts)}).
+
 who_is_denied_or_not_admitted_by_all_yet_dials_nobody_test() ->
     Policy = #{peers := [Own | Others]} = policy([<<"a@h">>, <<"b@h">>], [], []),
     ?assert(distsec_connect:admitted_itself(<<"a@h">>, Policy)),

@@ -143,6 +143,9 @@ what_an_end_means_test_() ->
              {{crossed, closed}, {shutdown, transport_closed}, named, in},
              {{crossed, closed}, {shutdown, peer_close}, named, out},
              {{crossed, closed}, killed, tls, in},
+             %% net_kernel prefers another attempt of the pair
+             {{crossed, closed}, remarked, admitted, out},
+             {{crossed, closed}, remarked, named, in},
              {{crossed, closed}, noproc, admitted, in},
              %% it says that we are not welcome
              {refused_by_peer, {recv_status_failed, not_allowed}, admitted, out},
@@ -171,8 +174,6 @@ what_an_end_means_test_() ->
              %% nobody was refused
              {benign, normal, tls, in},
              {benign, unreachable, tls, out},
-             {benign, remarked, admitted, out},
-             {benign, remarked, named, out},
              {benign, {shutdown, refused}, named, in}]]. % told at its gate
 
 %% ---- properties ---------------------------------------------------------------------------------

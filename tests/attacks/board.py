@@ -1,4 +1,6 @@
-"""The scoreboard: what came of each attack on each carrier and release, as JSON, as a table, as a page. Pure."""
+"""The scoreboard: what came of each attack on each carrier and release, as JSON, as a table, as a page.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ COLUMNS = 80
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of `scripts/attack --json`; None: nobody can be asked. `reason`: as the carrier's events have it."""
+    """One line of `scripts/attack --json`; None: nobody can be asked. `reason`: as the carrier's events
+    have it.
+    """
 
     attack: str
     carrier: str
@@ -32,7 +36,9 @@ class Row:
 
 
 def row(outcome: Outcome, carrier: str, otp: str, nodeups: int | None, evidence: Counter[str] | None) -> Row:
-    """What the attacker saw, and what the victim and its operator saw: `nodeups` and `evidence` since the attack began."""
+    """What the attacker saw, and what the victim and its operator saw: `nodeups` and `evidence` since the
+    attack began.
+    """
     attack = outcome.attack
     if attack.counts_links and evidence is not None:
         evidence = Counter({reason: evidence[reason] for reason in attack.reasons if evidence[reason]})
@@ -121,11 +127,12 @@ def page(
     parts.append("|---|---:|---:|---|---:|")
     for attack in attacks:
         own = [by[attack, *column] for column in columns if column[0] == OURS and (attack, *column) in by]
+        reasons = {reason for each in own for reason in (each.reason or "").split(", ")}
         if own:
             parts.append(
                 f"| `{attack}` | {' '.join(str(each.tried) for each in own)} "
                 f"| {' '.join(_text(each.event_seen) for each in own)} "
-                f"| {', '.join(sorted({reason for each in own for reason in (each.reason or '').split(', ')}))} "
+                f"| {', '.join(sorted(reasons))} "
                 f"| {' '.join(_text(each.median_refusal_ms) for each in own)} |"
             )
     return "\n".join(parts) + "\n"
@@ -156,20 +163,23 @@ Made by `scripts/attack --markdown` on {date}; do not edit it by hand. {versions
 {commands}
 ```
 
-Each attack is tried again and again against one node: a managed one with distsec's carrier `distsec`, the same with
-`carrier = "inet_tls"`, a node with stock TLS distribution as OTP's guide sets it up (`stock inet_tls`), and RabbitMQ as its
-documentation sets up TLS between nodes. The attacker knows every cookie, unless the attack is about cookies: that is what
-one node that was taken over gives away. `scripts/attack --list` says what each attack is and needs.
+Each attack is tried again and again against one node: a managed one with distsec's carrier `distsec`, the
+same with `carrier = "inet_tls"`, a node with stock TLS distribution as OTP's guide sets it up (`stock
+inet_tls`), and RabbitMQ as its documentation sets up TLS between nodes. The attacker knows every cookie,
+unless the attack is about cookies: that is what one node that was taken over gives away. `scripts/attack
+--list` says what each attack is and needs.
 
-*Executed* means that the victim did as it was told: it called the attacker back, or it answered a link or a monitor. The
-attacker sends what shall run right behind the cookie, in the same write.
+*Executed* means that the victim did as it was told: it called the attacker back, or it answered a link or
+a monitor. The attacker sends what shall run right behind the cookie, in the same write.
 
 ## Executed / tried
-Bold: code ran, or at least a link came up. An empty cell: the attack does not apply there, or takes what that target lacks.
+Bold: code ran, or at least a link came up. An empty cell: the attack does not apply there, or takes what
+that target lacks.
 """
 
 _EVIDENCE = """
 ## What the operator sees of it with the carrier `distsec`
-One event for each attempt. Numbers are those of OTP 25, 27, 29 in this order; the time is from the first byte of an attempt
-until the victim has ended the connection, on a machine that runs attacker, victim and orchestrator on two cores.
+One event for each attempt. Numbers are those of OTP 25, 27, 29 in this order; the time is from the first
+byte of an attempt until the victim has ended the connection, on a machine that runs attacker, victim and
+orchestrator on two cores.
 """

@@ -1,29 +1,23 @@
-"""A distribution handshake by hand: whoever holds a certificate claims any name with any cookie, fast.
+"""One handshake of the distribution, as far as the victim goes along: what single tests are made of.
 
-The frames are those of the distribution protocol, version 6 (erl_dist_protocol in OTP's ERTS guide,
-"Distribution Handshake"); OTP's own code for it is kernel/src/dist_util.erl. Over TLS they are {packet,4}
-(ssl/src/inet_tls_dist.erl), not {packet,2} as over TCP.
+The frames are the catalogue's (catalogue.dialogue); attacks that are tried again and again are there too.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import socket
 import ssl
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
 
+from tests.attacks.catalogue import dialogue
+from tests.attacks.catalogue.dialogue import HIDDEN, VISIBLE, Wire
 from tests.system.certificates import Leaf
 from tests.system.intruder import tls
 
-HIDDEN = 0x0000_0004_0707_0F94
-"""What OTP 25 to 29 demand of a peer (kernel/include/dist.hrl, DFLAGS_MANDATORY and MANDATORY_25_DIGEST)."""
-
-VISIBLE = HIDDEN | 1  # DFLAG_PUBLISHED
+__all__ = ["HIDDEN", "VISIBLE", "Claim", "claim", "false_node"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +45,19 @@ def claim(
     """
     connection = tls(port, leaf)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms for each small frame
-    address = "{}:{}".format(*connection.getsockname())
+    wire = Wire(connection, dialogue.text_of(connection.getsockname()))
     status, admitted = "", False
     try:
-        _send(
-            connection,
-            b"N" + struct.pack(">QIH", flags, 1 + secrets.randbelow(1 << 30), len(name)) + name.encode(),
-        )
-        status = _receive(connection)[1:].decode()  # $s
+        wire.send(dialogue.name_frame(name.encode(), flags))
+        status = wire.receive()[1:].decode()  # $s
         if status in {"ok", "ok_simultaneous"}:
-            (challenge,) = struct.unpack(">I", _receive(connection)[9:13])  # $N, 8 bytes of flags
+            challenge = dialogue.read_challenge(wire.receive())
             before_reply()
-            ours = secrets.token_bytes(4)
-            digest = hashlib.md5(f"{cookie}{challenge}".encode(), usedforsecurity=False).digest()
-            _send(connection, b"r" + ours + digest)
-            admitted = _receive(connection)[:1] == b"a"
+            wire.send(dialogue.reply_frame(cookie, challenge.number))
+            admitted = wire.receive()[:1] == b"a"
     except OSError:  # ended by the other side; ssl.SSLError is one
         pass
-    return Claim(connection, address, status, admitted)
+    return Claim(connection, wire.address, status, admitted)
 
 
 @contextmanager
@@ -88,13 +77,9 @@ def false_node(port: int, leaf: Leaf, name: str) -> Iterator[None]:
                 with accepted:
                     try:
                         with context.wrap_socket(accepted, server_side=True) as connection:
-                            _receive(connection)  # $N
-                            _send(connection, b"sok")
-                            body = struct.pack(">QIIH", HIDDEN, secrets.randbelow(1 << 32), 1, len(name))
-                            _send(connection, b"N" + body + name.encode())
-                            _receive(connection)  # $r
-                            _send(connection, b"a" + secrets.token_bytes(16))
-                            _receive(connection)  # the end of it
+                            wire = Wire(connection, "")
+                            dialogue.accept_handshake(wire, name, None)
+                            wire.receive()  # the end of it
                     except OSError:
                         pass
 
@@ -106,22 +91,3 @@ def false_node(port: int, leaf: Leaf, name: str) -> Iterator[None]:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join(30)
             assert not thread.is_alive()
-
-
-def _send(connection: ssl.SSLSocket, frame: bytes) -> None:
-    connection.sendall(struct.pack(">I", len(frame)) + frame)
-
-
-def _receive(connection: ssl.SSLSocket) -> bytes:
-    (length,) = struct.unpack(">I", _exactly(connection, 4))
-    return _exactly(connection, length)
-
-
-def _exactly(connection: ssl.SSLSocket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        if not more:
-            raise ConnectionResetError("ended by the other side")
-        data += more
-    return data

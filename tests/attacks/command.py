@@ -1,4 +1,5 @@
-"""`scripts/attack`: tries the catalogue on managed nodes, on the comparison, or on a cluster of the operator's own.
+"""`scripts/attack`: tries the catalogue on managed nodes, on the comparison, or on a cluster of the
+operator's own.
 
     scripts/attack                                   every attack, 500 times, on each release that is here
     scripts/attack --list                            what there is, and what each attack needs
@@ -7,16 +8,18 @@
     scripts/attack --markdown board.json … > docs/attack-board.md
     scripts/attack --target 10.0.0.5:9100 --node poller@10.0.0.5 --confirm-own …
 
-For a cluster of the operator's own: what the victim did is seen from outside. An attack tries to have the victim call
-back to this host; nothing else is needed of the victim than its address and name. More can be tried with more:
-  --ca FILE --ca-key FILE            the cluster's CA: expired, unlisted and all other certificates are issued with it
-  --certificate FILE --key FILE      a listed node's own, with its name as the first --listed: what an insider can do
+For a cluster of the operator's own: what the victim did is seen from outside. An attack tries to have the
+victim call back to this host; nothing else is needed of the victim than its address and name. More can be
+tried with more:
+  --ca FILE --ca-key FILE            the cluster's CA: every kind of certificate is issued with it
+  --certificate FILE --key FILE      a listed node's own, with its name as the first --listed
   --listed NODE                      names that the victim lists; nobody is asked whether it does
-  --cookie-file FILE                 what one node that was taken over knows: a cookie, or lines of `NODE COOKIE`
+  --cookie-file FILE                 what one node that was taken over knows: a cookie, or `NODE COOKIE` lines
   --config FILE                      distsec.toml of that cluster, on its own host: events are counted too
 Attacks that take what is not there are left out, and said so.
 
-Exit codes: 0 nobody got in · 1 something was executed or a link came up · 64 wrong usage · 69 a target cannot be had.
+Exit codes: 0 nobody got in · 1 something was executed or a link came up · 64 wrong usage · 69 a target
+cannot be had.
 """
 
 from __future__ import annotations
@@ -224,7 +227,7 @@ def _markdown(files: Sequence[Path]) -> int:
         versions=versions + ".",
         commands=(
             "scripts/attack --json --attempts 10000 > distsec.json",
-            "scripts/attack --json --attempts 500 --carrier inet_tls --carrier stock --carrier rabbitmq > others.json",
+            "scripts/attack --json --carrier inet_tls --carrier stock --carrier rabbitmq > others.json",
             "scripts/attack --markdown distsec.json others.json > docs/attack-board.md",
         ),
     )

@@ -78,8 +78,8 @@ class TestAuthority:
         subject: str = "CN=test leaf",
         dns: Sequence[str] = (),
     ) -> Leaf:
-        """Writes a leaf into `directory`; `valid_from` is counted from now, `valid_for` from there. `subject`:
-        as RFC 4514 writes it; `dns`: names beside the host's.
+        """Writes a leaf into `directory`; `valid_from` is counted from now, `valid_for` from there.
+        `subject`: as RFC 4514 writes it; `dns`: names beside the host's.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         begins = datetime.now(UTC) + valid_from

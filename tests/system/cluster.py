@@ -70,6 +70,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="ds", dir="/tmp"))
         self.beams = beams
         self.name = name
+        self.carrier = carrier if mode == "production" else None
         self.host = host
         self.address = address or host
         self.names = list(nodes)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import struct
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -202,5 +206,109 @@ def test_what_is_taken_back_between_two_gates_keeps_a_peer_out_that_was_dialled(
     assert [event["reason"] for event in told] == expected
     assert {(event["node"], event["direction"]) for event in told} == {(VICTIM, "out")}
     assert {event["identity"] for event in told} == {scene.cluster.identity("b")}
-    assert {event["claimed"] for event in told} == {PEER}
+    assert {event["peer"] for event in told} == {PEER}
+    scene.expect_nothing_happened()
+
+
+# ---- the operator takes it back ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def denied_in_the_end(scene: Scene) -> Iterator[None]:
+    """Whatever the test denies is listed again for the next one."""
+    yield
+    scene.cluster.distsec("allow", PEER)
+
+
+@pytest.mark.usefixtures("denied_in_the_end")
+@pytest.mark.parametrize("gap", INBOUND_GAPS[1:])
+def test_a_denial_ends_what_waits_between_two_gates(scene: Scene, leaf: Leaf, gap: str) -> None:
+    """Acknowledged only when it is ended; the peer itself sends nothing more."""
+    dialler = Dialler(scene.port, leaf, PEER, scene.pair_cookie("b"))
+    for at in dialler.steps():
+        if at == gap:
+            wait_pending(scene, 1)
+            break
+    scene.cluster.distsec("deny", PEER)
+    assert ended(dialler.connection)
+    wait_pending(scene, 0)
+    scene.settle()
+    (told,) = [event for event in events(scene) if event.get("address") == dialler.address]
+    assert (told["reason"], told["identity"]) == ("denied", scene.cluster.identity("b"))
+    scene.expect_nothing_happened()
+
+
+@pytest.mark.usefixtures("denied_in_the_end")
+@pytest.mark.parametrize("gap", OUTBOUND_GAPS[1:])
+def test_a_denial_ends_what_waits_between_two_gates_where_the_node_dialled(
+    scene: Scene, leaf: Leaf, gap: str
+) -> None:
+    seen = len(events(scene))
+    answerer = Answerer(scene.listed_ports["b"], leaf, PEER, scene.pair_cookie("b"))
+    answerer.listen()
+    dial(scene)
+    for at in answerer.steps():
+        if at == gap:
+            break
+    scene.cluster.distsec("deny", PEER)
+    assert ended(answerer.connection)
+    answerer.close()
+    wait_pending(scene, 0)
+    scene.settle()
+    (told,) = events(scene)[seen:]
+    assert (told["reason"], told["direction"], told["peer"]) == ("denied", "out", PEER)
+    scene.expect_nothing_happened()
+
+
+# ---- nobody takes anything back, and the peer goes --------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", [*INBOUND_GAPS, "all"])
+def test_an_attempt_that_is_broken_off_anywhere_leaves_one_event(scene: Scene, leaf: Leaf, gap: str) -> None:
+    """By turns closed in order and reset, one after the other and four at a time under one name."""
+    wrong = "never_the_cookie"
+    seen = len(events(scene))
+    addresses = [break_off(scene, leaf, wrong, gap, reset=bool(number % 2)) for number in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        work = [
+            pool.submit(break_off, scene, leaf, wrong, gap, reset=bool(number % 2)) for number in range(20)
+        ]
+    addresses += [each.result() for each in work]
+    wait_pending(scene, 0)
+    scene.settle()
+    told = events(scene)[seen:]
+    assert len(told) == len(addresses)
+    # who resets before it is accepted has no address any more
+    missing = Counter(addresses) - Counter(event["address"] for event in told if "address" in event)
+    assert not missing or gap == "accepted", missing
+    assert {event["address"] for event in told if "address" in event} <= {*addresses}
+    assert {event["direction"] for event in told} == {"in"}
+    assert {event["reason"] for event in told} <= {"closed", "bad_cookie"}
+    assert gap != "all" or "bad_cookie" in {event["reason"] for event in told}
+    assert sum(scene.refusals().values()) == len(addresses)
+    scene.expect_nothing_happened()
+
+
+def break_off(scene: Scene, leaf: Leaf, cookie: str, gap: str, *, reset: bool) -> str:
+    """Dials and goes at that gap, or where it is refused; from which address it did."""
+    dialler = Dialler(scene.port, leaf, PEER, cookie)
+    for at in until_refused(dialler.steps()):
+        if at == gap:
+            break
+    else:
+        ended(dialler.connection)
+    if reset:
+        with suppress(OSError):  # closed by ssl, after an alert
+            dialler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    dialler.connection.close()
+    return dialler.address
+
+
+def test_whom_the_application_does_not_allow_is_refused_with_that_reason(scene: Scene, leaf: Leaf) -> None:
+    """net_kernel:allow/1 cannot be taken back, so this comes last."""
+    scene.erl("net_kernel:allow(['z@198.51.100.1'])")
+    dialler = Dialler(scene.port, leaf, PEER, scene.pair_cookie("b"))
+    assert tuple(until_refused(dialler.steps())) == INBOUND_GAPS[:3]
+    assert ended(dialler.connection)
+    scene.expect("not_allowed", 1, peer=PEER)
     scene.expect_nothing_happened()

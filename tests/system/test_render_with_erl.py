@@ -58,7 +58,16 @@ policies = st.builds(
         | st.builds(PolicyPeer, name=texts, identity=texts, address=addresses, port=ports),
         max_size=3,
     ).map(tuple),
-    rules=st.lists(st.builds(PolicyRule, pattern=texts, identity=texts), max_size=3).map(tuple),
+    rules=st.lists(
+        st.builds(
+            PolicyRule,
+            pattern=texts,
+            identity=texts,
+            max_live=st.integers(1, 1000),
+            nodes=st.lists(texts, max_size=2).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
     denied=st.frozensets(texts, max_size=3),
     revoked=st.frozensets(texts, max_size=3),
     connect=st.sampled_from(["mesh", "none"]),
@@ -110,7 +119,12 @@ def test_any_policy_is_read_back_with_its_signature(otp: Otp, tmp_path: Path) ->
                 for peer in policy.peers
             ],
             "rules": [
-                {"pattern": rule.pattern.encode(), "identity": rule.identity.encode()}
+                {
+                    "pattern": rule.pattern.encode(),
+                    "identity": rule.identity.encode(),
+                    "max_live": rule.max_live,
+                    "nodes": [name.encode() for name in rule.nodes],
+                }
                 for rule in policy.rules
             ],
             "denied": sorted(name.encode() for name in policy.denied),

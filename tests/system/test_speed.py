@@ -88,8 +88,8 @@ def test_a_quick_bench_measures_messages_and_a_mesh(agent_ebin: Path) -> None:
     newest = str(OTPS[-1].release)
     *messages, linked, memory = bench("--otp", newest, "throughput", "mesh")
     sizes = ("1 KB", "64 KB", "1 MB")
-    assert [row["what"].removeprefix(f"OTP {newest}: ") for row in messages] == [
-        what for size in sizes for what in (*[f"{size} messages"] * 3, f"CPU for 1 GB of {size}")
+    assert [row["what"] for row in messages] == [
+        f"OTP {newest}: {size} messages" for size in sizes for _ in AGAINST
     ]
     assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in messages)
     assert "mesh of 5 nodes" in linked["what"] and linked["ratio"] > 0

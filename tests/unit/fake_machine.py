@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -267,6 +268,8 @@ class FakeRecords:
         self.machine = machine
         self.keys: dict[str, int] = {}
         self.rekey_error: DistsecError | None = None
+        self.rekey_may_end = threading.Event()
+        self.rekey_may_end.set()
         self.evidence: tuple[Found, ...] = ()
         self.documents: dict[bytes, Recovered] = {}  # which our key has signed
         self.busy_ports: set[int] = set()
@@ -290,6 +293,8 @@ class FakeRecords:
         assert self.machine.nodes[name].process is None, f"{name} lives, and could read its new key"
         if self.rekey_error is not None:
             raise self.rekey_error
+        self.machine.order.append(("rekeying", name))
+        assert self.rekey_may_end.wait(20)
         self.keys[name] = self.keys.get(name, 0) + 1
         self.machine.order.append(("rekey", name))
 

@@ -69,7 +69,7 @@ def test_a_node_that_denies_its_links_is_believed_by_nobody() -> None:
 
 def test_a_clock_that_goes_back_hides_no_meeting() -> None:
     book = ContactBook()
-    book.up("a", listed("b"), 1000)
+    book.up("a", listed("b", since=1000), 1000)
     book.down("a", listed("b"), 1001)
     book.up("b", listed("c", since=500), 500)  # the host's clock is an hour behind now
     book.down("b", listed("c", since=500), 501)

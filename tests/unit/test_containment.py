@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from distsec.beam.node import Exit
+from distsec.core import node_status as life
 from distsec.core.contacts import ContactBook
 from distsec.core.rollback import Found
 from distsec.core.taint import Contact
@@ -134,6 +135,31 @@ async def test_a_node_that_ignores_term_is_killed_and_is_never_asked() -> None:
         assert process.signals == [signal.SIGTERM, signal.SIGCONT, signal.SIGKILL]
         told = cluster.fake(A).server.commands[commands:]  # type: ignore[union-attr]
         assert "stop" not in told
+
+
+@pytest.mark.asyncio
+async def test_nobody_that_is_condemned_goes_on_until_a_silent_neighbour_has_answered() -> None:
+    async with cluster_of("a", "b", "d", prepare=linked((A, B))) as cluster:
+        await all_running(cluster)
+        cluster.fake(D).answers = False
+        cluster.supervisor.desk.spec = replace(cluster.supervisor.spec, acknowledge_deadline_seconds=60.0)
+        task = asyncio.create_task(cluster.supervisor.deny(B, compromised=True))
+        await until(lambda: cluster.fake(A).process is None)
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_no_way_of_starting_a_node_starts_one_that_is_held() -> None:
+    async with cluster_of("a", "b", prepare=linked((A, B))) as cluster:
+        await all_running(cluster)
+        await cluster.supervisor.deny(B, compromised=True)
+        starts = cluster.fake(B).starts
+        cluster.supervisor.nodes[B].feed(life.StartRequested())  # as a reload does
+        await until(lambda: cluster.state(B) is NodeState.FATAL)
+        assert "held until it is allowed" in cluster.status(B)["detail"]
+        assert cluster.fake(B).starts == starts
 
 
 @pytest.mark.asyncio
@@ -303,6 +329,26 @@ async def test_nobody_that_was_ever_seen_is_an_error() -> None:
         with pytest.raises(NotFound, match="was never linked"):
             await cluster.supervisor.deny("x@127.0.0.1", compromised=True)
         assert cluster.machine.overlay.deny == frozenset()
+
+
+@pytest.mark.asyncio
+async def test_who_is_condemned_again_while_it_is_re_keyed_is_re_keyed_again() -> None:
+    """The certificate that was just made for it may be among those that the second denial has revoked."""
+    machine = FakeMachine(cluster_spec(*(node_spec(name) for name in "abc")))
+    machine.overlay = Overlay(
+        generation=5, deny=frozenset({B}), epochs=((A, 1),),
+        tainted=(Taint(A, STAGES.CONDEMNED, 0, True, B),),
+    )  # fmt: skip
+    machine.records.book = ContactBook([Contact(A, C, 1)])
+    machine.records.rekey_may_end.clear()
+    async with cluster_of(machine=machine) as cluster:
+        await until(lambda: ("rekeying", A) in machine.order)
+        task = asyncio.create_task(cluster.supervisor.deny(C, compromised=True))
+        await until(lambda: machine.overlay.epoch(A) == 2)
+        machine.records.rekey_may_end.set()
+        await task
+        assert machine.records.keys == {A: 2, C: 1}
+        assert cluster.state(A) is NodeState.RUNNING
 
 
 # ---- nodes that something else starts ----------------------------------------------------------------------

@@ -330,6 +330,49 @@ def test_an_external_node_that_is_fatal_stays_so_until_the_operator_forgives_it(
     assert story.effects == [life.Probe(story.status.attempt)]
 
 
+def test_a_condemned_node_is_ended_by_term_and_kill_and_never_asked() -> None:
+    story = Story().run()
+    assert story.then(life.Condemned()) is NodeState.STOPPING
+    assert story.effects == [life.SendTerm()]
+    assert story.then(life.Tick(), DOOM_SECONDS) is NodeState.STOPPING
+    assert story.effects == [life.SendKill()]
+    assert story.die(-9) is NodeState.STOPPED
+    assert story.status.why is Why.COMPROMISED
+
+
+def test_a_stop_or_restart_that_is_under_way_is_no_shelter() -> None:
+    story = Story(stop_deadline_seconds=20.0).run()
+    story.then(life.StopRequested())
+    assert story.effects == [life.AskAgentToStop()]
+    story.then(life.StartRequested())
+    story.then(life.Condemned())
+    assert story.effects == [life.SendTerm()]
+    story.then(life.Tick(), DOOM_SECONDS)
+    assert story.effects == [life.SendKill()]
+    assert story.die(-9) is NodeState.STOPPED  # and it is not started again
+
+
+def test_a_start_that_is_under_way_is_ended_as_soon_as_there_is_a_process() -> None:
+    story = Story(stop_deadline_seconds=20.0)
+    story.then(life.StartRequested())
+    story.then(life.Condemned())
+    assert story.effects == []
+    story.then(life.ProcessStarted(PID), 5.0)
+    assert story.effects == [life.SendTerm()]
+    story.then(life.Tick(), DOOM_SECONDS)
+    assert story.effects == [life.SendKill()]
+
+
+def test_a_condemned_node_at_rest_is_stopped_and_waits_for_no_restart() -> None:
+    story = Story().run()
+    story.die()
+    assert story.then(life.Condemned()) is NodeState.STOPPED
+    assert story.then(life.Tick(), 100.0) is NodeState.STOPPED
+    story = Story(restart_intensity=0).run()
+    assert story.die() is NodeState.FATAL
+    assert story.then(life.Condemned()) is NodeState.STOPPED
+
+
 def test_an_exit_of_another_process_changes_nothing() -> None:
     story = Story().run()
     before = story.status
@@ -364,6 +407,7 @@ ARROWS = {
     (NodeState.STOPPING, NodeState.FATAL),
     (NodeState.FATAL, NodeState.STARTING),
     (NodeState.FATAL, NodeState.STOPPED),
+    (NodeState.FATAL, NodeState.STOPPING),  # something else has started it again, and it is condemned
 }
 
 _attempts = st.integers(0, 12)
@@ -371,6 +415,7 @@ _pids = st.integers(1, 3)
 EVENTS = st.one_of(
     st.builds(life.StartRequested),
     st.builds(life.StopRequested),
+    st.builds(life.Condemned),
     st.builds(life.Adopted, _pids),
     st.builds(life.StartFailed, st.just("x"), st.booleans()),
     st.builds(life.ProcessStarted, _pids),
@@ -405,7 +450,7 @@ def test_no_sequence_of_events_leaves_the_table(rules: Rules, steps: list[tuple[
         if type(event) not in TABLE[status.state]:
             assert (after, effects) == (status, ())
         if status.state is NodeState.FATAL and not isinstance(
-            event, life.StartRequested | life.StopRequested
+            event, life.StartRequested | life.StopRequested | life.Condemned
         ):
             assert after.state is NodeState.FATAL
         if after.state is NodeState.RUNNING and status.state is not NodeState.RUNNING:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsec.beam.overlay import Allowed, Overlay, load_overlay, save_overlay
-from distsec.core.wanted import wanted_policy
+from distsec.core.wanted import Taint, TaintStage, wanted_policy
 from distsec.errors import NameInvalid, StoreError
 from distsec.model.cluster import Carrier, CliRuleSpec, ClusterSpec, Mode, NodeSpec, PeerSpec
 from distsec.model.names import NodeName
@@ -44,7 +44,15 @@ OVERLAYS = st.builds(
     allow=st.lists(st.builds(Allowed, NAMES, st.none() | st.just("spiffe://demo/node/x/y"))).map(tuple),
     deny=st.frozensets(NAMES),
     revoked=st.frozensets(st.from_regex(r"[0-9a-f]{1,40}", fullmatch=True)),
-)
+    issued_at=st.integers(0, 2**40),
+    epochs=st.dictionaries(NAMES, st.integers(0, 99)).map(lambda epochs: tuple(sorted(epochs.items()))),
+    tainted=st.lists(
+        st.builds(
+            Taint, NAMES, st.sampled_from(TaintStage), st.integers(0, 2**40), st.booleans(), NAMES,
+            st.from_regex(r"[0-9a-f-]{0,36}", fullmatch=True), st.integers(0, 2**40),
+        )
+    ).map(tuple),
+)  # fmt: skip
 
 
 @given(OVERLAYS)
@@ -60,7 +68,10 @@ def test_without_an_overlay_nothing_was_changed(store: Store) -> None:
     assert load_overlay(store) == Overlay(generation=1)
 
 
-GOOD = {"schema": 1, "generation": 1, "allow": [], "deny": [], "revoked": []}
+GOOD_1 = {"schema": 1, "generation": 1, "allow": [], "deny": [], "revoked": []}
+TAINT: dict[str, object] = {"name": "a@h", "cause": "a@h", "stage": "held", "since": 1, "start": False}
+TAINT |= {"boot": "", "rekeyed_at": 0}
+GOOD = GOOD_1 | {"schema": 2, "issued_at": 1, "epochs": {"a@h": 1}, "tainted": [TAINT]}
 DAMAGED = [
     b"",
     b"{",
@@ -72,7 +83,20 @@ DAMAGED = [
         json.dumps(document).encode()
         for document in (
             {},
-            GOOD | {"schema": 2},
+            GOOD_1 | {"schema": 2},
+            GOOD | {"schema": 1},
+            GOOD | {"schema": 3},
+            GOOD_1 | {"schema": []},
+            GOOD | {"issued_at": -1},
+            GOOD | {"epochs": ["a@h"]},
+            GOOD | {"epochs": {"no name": 1}},
+            GOOD | {"epochs": {"a@h": "1"}},
+            GOOD | {"tainted": [TAINT | {"stage": "cured"}]},
+            GOOD | {"tainted": [TAINT | {"name": "no name"}]},
+            GOOD | {"tainted": [TAINT | {"start": 1}]},
+            GOOD | {"tainted": [TAINT | {"boot": "x y"}]},
+            GOOD | {"tainted": [TAINT | {"more": 1}]},
+            GOOD | {"tainted": {}},
             GOOD | {"generation": 0},
             GOOD | {"generation": "1"},
             GOOD | {"generation": True},
@@ -87,6 +111,13 @@ DAMAGED = [
         )
     ),
 ]
+
+
+@pytest.mark.parametrize("document", [GOOD_1, GOOD])
+def test_this_schema_and_the_one_before_are_read(store: Store, document: dict[str, object]) -> None:
+    store.write("policy.overlay", json.dumps(document).encode())
+    overlay = load_overlay(store)
+    assert (overlay.generation, overlay.epoch("a@h")) == (1, 0 if document is GOOD_1 else 1)
 
 
 @pytest.mark.parametrize("content", DAMAGED)

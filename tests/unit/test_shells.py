@@ -15,7 +15,7 @@ import pytest
 from distsec.beam.messages import Command
 from distsec.beam.shell_directory import ShellRecord
 from distsec.errors import CommandFailed, NotFound, StoreError, Unavailable
-from distsec.model.cluster import NodeState, PeerSpec
+from distsec.model.cluster import Link, NodeState, PeerSpec
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.names import NodeName
 from distsec.model.shells import NAMES, Operator, shell_pattern
@@ -310,3 +310,25 @@ async def test_a_process_that_ends_while_its_shell_is_made_leaves_nothing() -> N
         await until(lambda: Command.END_SHELL in server.commands)
         assert server.commands.index(Command.ADMIT_SHELL) < server.commands.index(Command.END_SHELL)
         await until(lambda: not cluster.supervisor.shells._open)
+
+
+def shell_link(peer: str, identity: str | None) -> Link:
+    return Link(peer, None, identity, None, "0a", 1, "in", True, None, None, 1, "allow", None)
+
+
+async def test_a_shell_is_nobody_whom_a_compromise_could_reach_other_nodes_by() -> None:
+    """A script that opens one a minute fills no record of links, which would then be with everybody."""
+    async with running("a") as cluster:
+        await cluster.states(a=NodeState.RUNNING)
+        memory = cluster.supervisor.memory
+        for number in range(200):
+            identity = f"spiffe://demo/shell/127.0.0.1/distsec-shell-1.{number:x}"
+            link = shell_link("distsec-shell-1@127.0.0.1", identity)
+            memory.up(A, link)
+            memory.down(A, link)
+        memory.all_up(A, [shell_link("distsec-shell-2@127.0.0.1", None)])
+        assert memory.tainted(A, 0, {A, B}).keys() == {A}
+        memory.up(A, shell_link("tool-1@127.0.0.1", "spiffe://demo/cli/x"))
+        memory.up(A, shell_link("distsec-shell-1@127.0.0.1", "spiffe://demo/node/127.0.0.1/b"))
+        assert memory.knows("tool-1@127.0.0.1")
+        assert memory.knows("distsec-shell-1@127.0.0.1")

@@ -1,7 +1,7 @@
 """What an attack is, what it needs of a target, and what came of it.
 
-An attack is tried many times; each `Try` is told from the attacker's side alone. What the victim saw of it (its
-nodeups, its events) is asked of the target, where the target can be asked.
+An attack is tried many times; each `Try` is told from the attacker's side alone. What the victim saw of it
+(its nodeups, its events) is asked of the target, where the target can be asked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ LATE_SECONDS = 0.5
 """How long after the last attempt a call of the victim's still counts."""
 
 THREADS = 8
-"""Attempts at the same time. More than that would meet the carrier's bound for one address, an attack of its own."""
+"""Attempts at the same time. More than that would meet the carrier's bound for one address, an attack of
+its own.
+"""
 
 
 class Need(StrEnum):
@@ -45,9 +47,10 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One attempt. `address`: our end of it. `refused_seconds`: from its first byte until the victim ended it; None
-    where it did not. `linked`: the victim took the cookie, so that we believe ourselves linked. `reason`: how the
-    event must call it, where attempts of one attack differ. `claimed`: the name that was claimed, where one was.
+    """One attempt. `address`: our end of it. `refused_seconds`: from its first byte until the victim ended
+    it; None where it did not. `linked`: the victim took the cookie, so that we believe ourselves linked.
+    `reason`: how the event must call it, where attempts of one attack differ. `claimed`: the name that was
+    claimed, where one was.
     """
 
     address: str
@@ -69,15 +72,26 @@ class Boot(Protocol):
 
 
 class Target(Protocol):
-    """What is attacked: the victim, and whatever else of its cluster one may have. See tests.attacks.targets."""
+    """What is attacked: the victim, and whatever else of its cluster one may have. See
+    tests.attacks.targets.
+    """
 
     carrier: str
     otp: str
     name: str
-    local: str  # an address of this host, where the victim reaches what the attacker listens on
-    sources: Sequence[str | None]  # addresses of this host to attack from; None: whichever it is
     abilities: frozenset[Need]
-    threads: int
+
+    @property
+    def local(self) -> str:
+        """An address of this host, where the victim reaches what the attacker listens on."""
+
+    @property
+    def sources(self) -> Sequence[str | None]:
+        """Addresses of this host to attack from; None: whichever it is."""
+
+    @property
+    def threads(self) -> int:
+        """Attempts at the same time."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -91,7 +105,9 @@ class Target(Protocol):
         """The CA that the victim trusts (CA_KEY)."""
 
     def leaf(self, *names: str) -> Leaf:
-        """A certificate of the victim's CA for these node names; the insider's own where there is no CA_KEY."""
+        """A certificate of the victim's CA for these node names; the insider's own where there is no
+        CA_KEY.
+        """
 
     def directory(self) -> Path:
         """A new private directory for files of the attacker's."""
@@ -172,7 +188,9 @@ class Stage:
         return self.target.sources[number % len(self.target.sources)]
 
     def each(self, attempt: Attempt, *, threads: int | None = None) -> Iterator[Try]:
-        """Tries it as often as wanted, several at a time, and yields what came of each in the order of its end."""
+        """Tries it as often as wanted, several at a time, and yields what came of each in the order of its
+        end.
+        """
         numbers = iter(range(self.attempts))
         width = threads or self.target.threads
         with ThreadPoolExecutor(width, thread_name_prefix="attack") as pool:
@@ -208,11 +226,12 @@ Play = Callable[[Stage], Iterable[Try]]
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`reasons`: how the carrier `distsec` calls it, each a value of model.policy.Reason. `identity` tells whose
-    certificate an event of it names; None: no certificate was shown, or none that is ours to predict. `limit`: the
-    number of attempts that is tried at most, where each takes long. `counts_links`: what came up is told by the attacker,
-    since links of honest nodes come up at the same time, or in another node. `disturbs`: the victim's other peers may
-    notice it; on somebody's own cluster it is tried only where it was asked for by name.
+    """`reasons`: how the carrier `distsec` calls it, each a value of model.policy.Reason. `identity` tells
+    whose certificate an event of it names; None: no certificate was shown, or none that is ours to predict.
+    `limit`: the number of attempts that is tried at most, where each takes long. `counts_links`: what came
+    up is told by the attacker, since links of honest nodes come up at the same time, or in another node.
+    `disturbs`: the victim's other peers may notice it; on somebody's own cluster it is tried only where it
+    was asked for by name.
     """
 
     name: str

@@ -1,4 +1,5 @@
-"""How execution is observed: the attack tries to have the victim call back, and here is where the call arrives.
+"""How execution is observed: the attack tries to have the victim call back, and here is where the call
+arrives.
 
 No access to the victim is needed for it, so it is the same on one's own cluster and on anybody else's.
 """

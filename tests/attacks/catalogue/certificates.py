@@ -94,7 +94,9 @@ def unlisted(target: Target) -> Leaf:
 
 
 def revoked(target: Target) -> Leaf:
-    """A certificate of a listed node that was revoked by its serial; elsewhere there is nothing to revoke with."""
+    """A certificate of a listed node that was revoked by its serial; elsewhere there is nothing to revoke
+    with.
+    """
     leaf = target.authority().issue(target.directory(), [target.identity(target.listed())])
     if Need.POLICY in target.abilities:
         target.operate("certs", "revoke", leaf.serial)
@@ -131,7 +133,14 @@ ATTACKS = (
     _attack("no_certificate", "no certificate", none, "certificate_required", _nobody, frozenset()),
     _attack("foreign_ca", "certificate of a foreign CA", foreign, "unknown_ca", needs=frozenset()),
     _attack("look_alike_ca", "of a CA with the same name", look_alike, "unknown_ca"),
-    _attack("self_signed", "self-signed certificate", self_signed, "unknown_ca", _nobody, frozenset()),
+    _attack(
+        "self_signed",
+        "self-signed certificate",
+        self_signed,
+        "unknown_ca",
+        lambda _target: "dn:CN=foreign CA",
+        frozenset(),
+    ),
     _attack(
         "signed_by_a_node",
         "signed by a listed node",
@@ -145,7 +154,13 @@ ATTACKS = (
     _attack(
         "for_servers", "usable by servers only", issued(usage=[ExtendedKeyUsageOID.SERVER_AUTH]), "key_usage"
     ),
-    _attack("without_identity", "without an identity", without_identity, "no_identity", _nobody),
+    _attack(
+        "without_identity",
+        "without an identity",
+        without_identity,
+        "no_identity",
+        lambda _target: "dn:CN=test leaf",
+    ),
     _attack("two_identities", "with two identities", two_identities, "no_identity"),
     _attack(
         "other_domain",

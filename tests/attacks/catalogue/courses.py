@@ -1,24 +1,18 @@
-"""Attacks with a course of their own: real nodes that attack, an insider between two nodes, a node that starts, and
-one that is denied while it hammers."""
+"""Attacks with a course of their own: real nodes that attack, hammering at a node that starts, and by one
+that is denied."""
 
 from __future__ import annotations
 
 import functools
-import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tests.attacks.catalogue import dialogue
 from tests.attacks.catalogue.attack import Attack, Boot, Need, Play, Stage, Target, Try
-from tests.attacks.catalogue.dialogue import Wire
-from tests.attacks.catalogue.entry import CALL_SECONDS, enter
-from tests.attacks.catalogue.terms import Speaker
-from tests.attacks.scene import DIAL
+from tests.attacks.catalogue.entry import enter
 from tests.system.certificates import Leaf
 from tests.system.intruder import Intruder, atom
 
@@ -27,13 +21,14 @@ BATCH = 25
 # ---- real nodes that attack
 
 _BEAM = """
+process_flag(trap_exit, true),
 Victim = {victim},
 Call = {call},
 Say = fun(0) -> rpc:cast(Victim, gen_tcp, connect, Call);
          (1) -> spawn(Victim, gen_tcp, connect, Call);
          (2) -> {{rex, Victim}} ! {{'$gen_cast', {{cast, gen_tcp, connect, Call, self()}}}};
-         (3) -> spawn(Victim, fun() -> apply(gen_tcp, connect, Call) end);
-         (4) -> monitor(process, {{rex, Victim}})
+         (3) -> spawn_link(Victim, gen_tcp, connect, Call);
+         (4) -> spawn_opt(Victim, gen_tcp, connect, Call, [monitor])
       end,
 Now = fun() -> erlang:monotonic_time(microsecond) end,
 Try = fun(N) ->
@@ -82,12 +77,14 @@ def beam(
 
 
 def by_beam(name: Callable[[Target], str], dress: Callable[[Target], Leaf | None], **how: Any) -> Play:
-    """A real node that casts, spawns, sends and monitors; everything that it says is the first thing of a link."""
+    """A real node that casts, spawns, sends and monitors; everything that it says is the first thing of a
+    link.
+    """
 
     def play(stage: Stage) -> Iterable[Try]:
         target = stage.target
         own = name(target)
-        host, port = target.address
+        port = target.address[1]
         canary = stage.canary()
         place = "{" + ",".join(canary.address[0].split(".")) + "}"
         known = {"cookie": target.cookie(own), **how}
@@ -113,129 +110,13 @@ def by_beam(name: Callable[[Target], str], dress: Callable[[Target], Leaf | None
     return play
 
 
-# ---- an insider between two nodes
-
-ATOM_CACHE = 0x0080_2000
-"""DFLAG_FRAGMENTS and DFLAG_DIST_HDR_ATOM_CACHE: without them the relay's own messages need no state. Nothing signs the flags."""
-
-
-class Relay:
-    """Stands between two nodes with the insider's certificate, passes their cookies on, and then speaks itself."""
-
-    def __init__(
-        self, stage: Stage, listen: tuple[str, int], upstream: tuple[str, int], *, victim_dials: bool
-    ) -> None:
-        leaf = stage.target.leaf(stage.target.listed())
-        self._stage, self._upstream, self._victim_dials = stage, upstream, victim_dials
-        self._near = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._near.load_cert_chain(leaf.certificate, leaf.key)
-        self._far = dialogue.trusting(str(leaf.certificate), str(leaf.key))
-        self._listener = socket.create_server(listen, backlog=64)
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self.tries: list[Try] = []
-        self._thread = threading.Thread(target=self._serve, name="relay", daemon=True)
-
-    def __enter__(self) -> Relay:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(30)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:
-                return
-            accepted.settimeout(dialogue.SECONDS)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.tries.append(self._one(accepted))
-
-    def _one(self, accepted: socket.socket) -> Try:
-        began = time.monotonic()
-        address = dialogue.text_of(accepted.getsockname())
-        claimed = self._stage.target.listed(1)
-        linked = executed = False
-        far = dialogue.tls(self._upstream, self._far)
-        near = accepted
-        try:
-            with accepted:
-                near = self._near.wrap_socket(accepted, server_side=True)
-            dialogue.handshake(far)
-            if not self._victim_dials:
-                address = far.address
-            creation = self._pass_on(Wire(near, address), far)
-            to_victim = Wire(near, address) if self._victim_dials else far
-            canary = self._stage.canary()
-            speaker = Speaker(claimed, creation, self._stage.target.name, 0, canary.address)
-            to_victim.socket.sendall(to_victim.framed(speaker.spawn(), speaker.cast(), speaker.send()))
-            linked = not self._victim_dials or to_victim.wait(canary.fileno(), CALL_SECONDS)
-            executed = canary.heard(CALL_SECONDS) > 0
-        except (OSError, struct.error):
-            pass
-        ended = time.monotonic() - began
-        near.close()
-        far.close()
-        return Try(address, None if executed else ended, linked and executed, executed, claimed=claimed)
-
-    def _pass_on(self, near: Wire, far: Wire) -> int:
-        """The handshake of two nodes that both know the cookie; the incarnation of the one that is not the victim."""
-        first = _without_cache(near.receive())  # $N
-        far.send(first)
-        near.send(far.receive())  # $s
-        challenge = _without_cache(far.receive())  # $N
-        near.send(challenge)
-        far.send(near.receive())  # $r
-        near.send(far.receive())  # $a
-        (creation,) = struct.unpack(">I", challenge[13:17] if self._victim_dials else first[9:13])
-        return int(creation)
-
-
-def _without_cache(frame: bytes) -> bytes:
-    (flags,) = struct.unpack(">Q", frame[1:9])
-    return frame[:1] + struct.pack(">Q", flags & ~ATOM_CACHE) + frame[9:]
-
-
-def relay_in(stage: Stage) -> Iterable[Try]:
-    """The honest node c dials the victim, and reaches the insider; the victim is dialled by the insider as c."""
-    target = stage.target
-    c = target.listed(1)
-    with Relay(stage, (target.address[0], 0), target.address, victim_dials=False) as relay:
-        peers = {target.name: relay.address[1]}
-        with beam(stage, c, target.leaf(c), peers, cookie=target.cookie(c), hidden=True) as honest:
-            for done in range(0, stage.attempts, BATCH):
-                if stage.over():
-                    break
-                times = min(BATCH, stage.attempts - done)
-                honest.erl(DIAL.format(name=atom(target.name), times=times), 30 + 10 * times)
-                stage.progress(done + times, stage.attempts)
-    return relay.tries
-
-
-def relay_out(stage: Stage) -> Iterable[Try]:
-    """The victim dials c, and reaches the insider, who dials the honest c as if it were the victim."""
-    target = stage.target
-    c = target.listed(1)
-    with beam(stage, c, target.leaf(c), {}, cookie=target.cookie(c), hidden=True) as honest:
-        port = int(honest.erl(_OWN_PORT))
-        with Relay(stage, target.listed_address(1), (target.address[0], port), victim_dials=True) as relay:
-            for done in range(0, stage.attempts, BATCH):
-                if stage.over():
-                    break
-                target.dial(c, min(BATCH, stage.attempts - done))
-                stage.progress(min(done + BATCH, stage.attempts), stage.attempts)
-    return relay.tries
-
-
 # ---- a node that starts
 
 
 def boot_window(stage: Stage) -> Iterable[Try]:
-    """Hammers at a node from before it listens until it is all there, boot after boot; an insider, and a stranger."""
+    """Hammers at a node from before it listens until it is all there, boot after boot; an insider, and a
+    stranger.
+    """
     target = stage.target
     stranger = stage.context(target.leaf("evil@127.0.0.1"))
     insider = stage.context(target.leaf(target.listed()))
@@ -299,7 +180,8 @@ def _hammering(attempt: Callable[[int], Try | None], tries: list[Try]) -> Iterat
 def revocation_churn(stage: Stage) -> Iterable[Try]:
     """A listed node comes in as fast as it can, right in everything, while it is denied and allowed in turns.
 
-    Tried is what began after a denial was acknowledged and ended before the next allow: none of it may come up.
+    Tried is what began after a denial was acknowledged and ended before the next allow: none of it may
+    come up.
     """
     target = stage.target
     b = target.listed()
@@ -337,13 +219,6 @@ def revocation_churn(stage: Stage) -> Iterable[Try]:
 
 CHURN_TRIES = 50
 CHURN_SECONDS = 10.0
-
-_OWN_PORT = """
-[Port | _] = [P || S <- erlang:ports(), {name, "tcp_inet"} <- [erlang:port_info(S, name)],
-                   {ok, {_, P}} <- [inet:sockname(S)], {error, enotconn} <- [inet:peername(S)]],
-Port
-"""
-"""Where a node listens for links."""
 
 
 def _unlisted(target: Target) -> Leaf:
@@ -396,23 +271,6 @@ ATTACKS = (
         by_beam(_other, lambda _target: None, carrier="inet_tcp"),
         frozenset({"malformed", "closed"}),
         _BEAM_NEEDS,
-    ),
-    Attack(
-        "relay_in",
-        "an insider relays to the victim",
-        relay_in,
-        _NAME,
-        _BEAM_NEEDS | {Need.INSIDER, Need.CA_KEY},
-        identity=lambda target: target.identity(target.listed()),
-    ),
-    Attack(
-        "relay_out",
-        "an insider relays what the victim dials",
-        relay_out,
-        frozenset({"name_not_in_certificate", "wrong_peer"}),
-        _BEAM_NEEDS | {Need.INSIDER, Need.CA_KEY, Need.INSIDE},
-        "out",
-        lambda target: target.identity(target.listed()),
     ),
     Attack(
         "boot_window",

@@ -1,4 +1,5 @@
-"""The victim dials, and somebody else answers. Who listens at a listed node's address has its certificate to show.
+"""The victim dials, and somebody else answers. Who listens at a listed node's address has its certificate
+to show.
 
 The victim is told to dial again and again; each connection that comes is one attempt.
 """
@@ -44,7 +45,9 @@ class Secured(Protocol):
 
 
 Secure = Callable[[socket.socket], Secured]
-"""Does the server's side of TLS, and returns what sends and receives through it. Raises OSError or ValueError."""
+"""Does the server's side of TLS, and returns what sends and receives through it. Raises OSError or
+ValueError.
+"""
 
 
 class Impostor:
@@ -102,7 +105,9 @@ class Impostor:
 
 
 def _still_there(link: Secured, canary: Canary) -> bool:
-    """Waits for the victim's call, or for the end of the connection, which comes first where we are refused."""
+    """Waits for the victim's call, or for the end of the connection, which comes first where we are
+    refused.
+    """
     until = time.monotonic() + CALL_SECONDS
     poll = select.poll()
     poll.register(link.fileno(), select.POLLRDHUP)
@@ -217,15 +222,14 @@ ATTACKS = (
         "impostor_unlisted",
         "dialled: an unlisted certificate answers",
         dialled(shown(_unlisted)),
-        "not_allowed",
-        "wrong_peer",
+        "name_not_in_certificate",
         identity=lambda target: target.identity("evil@127.0.0.1"),
     ),
     _attack(
         "impostor_insider",
         "dialled: another listed node answers",
         dialled(shown(_other_insider)),
-        "wrong_peer",
+        "name_not_in_certificate",
         identity=lambda target: target.identity(target.listed(1)),
     ),
     _attack(

@@ -196,7 +196,8 @@ def reply_frame(cookie: str, challenge: int, ours: int | None = None) -> bytes:
 
 
 def accept_handshake(wire: Wire, name: str, cookie: str | None, creation: int = 1) -> bytes | None:
-    """Takes whoever dials, as `name`, and answers any cookie; the last frame that came, None if there was none.
+    """Takes whoever dials, as `name`, and answers any cookie; the last frame that came, None if there was
+    none.
 
     `cookie` None: not known, the answer to the victim's challenge is made up.
     """

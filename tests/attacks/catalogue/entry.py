@@ -1,4 +1,6 @@
-"""Coming in: TLS, a name, a cookie, and then whatever would run code in the victim. One function, one attempt."""
+"""Coming in: TLS, a name, a cookie, and then whatever would run code in the victim. One function, one
+attempt.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ def enter(
     address: tuple[str, int] | None = None,
     **about: Any,
 ) -> Try:
-    """One attempt to come in as `name`, at the target's own address or another. `flags`: more than usual. `pipelined`: what would run is sent together
-    with the cookie, so that it stands in the victim's buffers before anybody decides. `about`: fields of the Try.
+    """One attempt to come in as `name`, at the target's own address or another. `flags`: more than usual.
+    `pipelined`: what would run is sent together with the cookie, so that it stands in the victim's buffers
+    before anybody decides. `about`: fields of the Try.
     """
     raw = name if isinstance(name, bytes) else name.encode()
     wire = dialogue.tls(address or stage.target.address, context)

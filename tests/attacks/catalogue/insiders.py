@@ -26,8 +26,9 @@ def claiming(
     cookie: str | None = None,
     alone: bool = False,
 ) -> Play:
-    """With the insider's certificate, and the cookie that goes with the name unless another is given. `alone`: one
-    attempt after the other, since the victim lets a later one of the same name take the earlier one's place.
+    """With the insider's certificate, and the cookie that goes with the name unless another is given.
+    `alone`: one attempt after the other, since the victim lets a later one of the same name take the
+    earlier one's place.
     """
 
     def play(stage: Stage) -> Iterable[Try]:
@@ -94,7 +95,9 @@ HOSTILE = (
     b"x" * 4096 + b"@127.0.0.1",
     b"x" * 60000 + b"@127.0.0.1",
 )
-"""Names that no list holds: NUL, controls, bidi, invalid and overlong UTF-8, 255 bytes and more, `undefined`."""
+"""Names that no list holds: NUL, controls, bidi, invalid and overlong UTF-8, 255 bytes and more,
+`undefined`.
+"""
 
 
 def hostile(_target: Target, number: int) -> bytes:

@@ -138,7 +138,9 @@ def piecewise_name(_number: int) -> bytes:
 
 
 class Recorder:
-    """TLS of Python's own, with its bytes in our hands: what a client says, to be cut, trickled or said again."""
+    """TLS of Python's own, with its bytes in our hands: what a client says, to be cut, trickled or said
+    again.
+    """
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -310,9 +312,7 @@ def _attack(
 
 
 ATTACKS = (
-    _attack(
-        "garbage_before_tls", "garbage before TLS", before_tls, "malformed", "closed", "protocol_version"
-    ),
+    _attack("garbage_before_tls", "garbage before TLS", before_tls, "malformed", "handshake_failed"),
     _attack("random_bytes", "random bytes before TLS", random_bytes, "malformed", "closed"),
     _attack("plaintext_peer", "a peer that speaks inet_tcp", plaintext_peer, "malformed", "closed"),
     Attack(
@@ -328,7 +328,14 @@ ATTACKS = (
         "name_not_in_certificate",
         needs=_INSIDER,
     ),
-    _attack("oversized_frame", "oversized first frame", inside_tls(oversized), "malformed", needs=_INSIDER),
+    _attack(
+        "oversized_frame",
+        "oversized first frame",
+        inside_tls(oversized),
+        "malformed",
+        "closed",
+        needs=_INSIDER,
+    ),
     _attack(
         "one_byte_frames",
         "the first frame in 1-byte records",
@@ -357,6 +364,7 @@ ATTACKS = (
         "a recorded handshake again",
         replayed,
         "malformed",
+        "handshake_timeout",
         "name_not_in_certificate",
         needs=_INSIDER,
     ),

@@ -1,7 +1,9 @@
-"""What an attacker says once it believes itself linked: control messages of the distribution protocol, in bytes.
+"""What an attacker says once it believes itself linked: control messages of the distribution protocol, in
+bytes.
 
-Formats: "External Term Format" and "Distribution Protocol" of OTP's ERTS guide. Without an atom cache a message is
-pass-through: $p, the control term, the message. Nothing here is random, so a failure can be repeated.
+Formats: "External Term Format" and "Distribution Protocol" of OTP's ERTS guide. Without an atom cache a
+message is pass-through: $p, the control term, the message. Nothing here is random, so a failure can be
+repeated.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ LINK, REG_SEND, EXIT, MONITOR_P, MONITOR_P_EXIT = 1, 6, 3, 19, 21
 PAYLOAD_EXIT, PAYLOAD_MONITOR_P_EXIT, SPAWN_REQUEST = 24, 28, 29
 
 ANSWERS = frozenset({EXIT, PAYLOAD_EXIT, MONITOR_P_EXIT, PAYLOAD_MONITOR_P_EXIT})
-"""What a node says to a link to, or a monitor of, a process that does not exist: that it has run our signal."""
+"""What a node says to a link to, or a monitor of, a process that does not exist: that it has run our
+signal.
+"""
 
 
 def atom(name: str | bytes) -> bytes:

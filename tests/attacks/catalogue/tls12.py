@@ -1,7 +1,7 @@
 """A TLS 1.2 server that needs no certificate: it picks an anonymous suite that the client never offered.
 
-CVE-2026-55953: an OTP client of TLS 1.2 (before 27.3.4.15, 28.5.0.4, 29.0.4) takes it. All that is needed of RFC 5246 and
-RFC 5288 is here: TLS_DH_anon_WITH_AES_128_GCM_SHA256, the 2048-bit group of RFC 3526.
+CVE-2026-55953: an OTP client of TLS 1.2 (before 27.3.4.15, 28.5.0.4, 29.0.4) takes it. All that is needed
+of RFC 5246 and RFC 5288 is here: TLS_DH_anon_WITH_AES_128_GCM_SHA256, the 2048-bit group of RFC 3526.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ SERVER_HELLO, SERVER_KEY_EXCHANGE, SERVER_HELLO_DONE, CLIENT_KEY_EXCHANGE, FINIS
 
 
 class Anonymous:
-    """The server's side of one connection; `sendall` and `recv` carry application data once `handshake` is done."""
+    """The server's side of one connection; `sendall` and `recv` carry application data once `handshake` is
+    done.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

@@ -1,8 +1,10 @@
-"""A TLS 1.3 server that shows no certificate: it says that it resumes a session that the client never offered.
+"""A TLS 1.3 server that shows no certificate: it says that it resumes a session that the client never
+offered.
 
-CVE-2026-89422: an OTP client (before 27.3.4.18, 28.5.0.7, 29.1.1) believes it, takes zeros for the pre-shared key, and
-completes the handshake without having seen, let alone checked, a certificate. All that is needed of RFC 8446 is here:
-one suite (TLS_AES_128_GCM_SHA256), one group (x25519), the key schedule of section 7.1, records of section 5.2.
+CVE-2026-89422: an OTP client (before 27.3.4.18, 28.5.0.7, 29.1.1) believes it, takes zeros for the
+pre-shared key, and completes the handshake without having seen, let alone checked, a certificate. All that
+is needed of RFC 8446 is here: one suite (TLS_AES_128_GCM_SHA256), one group (x25519), the key schedule of
+section 7.1, records of section 5.2.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Refused(ConnectionError):
 
 
 class Unsolicited:
-    """The server's side of one connection; `send` and `receive` carry application data once `handshake` is done."""
+    """The server's side of one connection; `send` and `receive` carry application data once `handshake` is
+    done.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

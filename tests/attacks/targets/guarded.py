@@ -26,7 +26,9 @@ BOOTED = "booted@127.0.0.1"
 
 
 class Guarded:
-    """One cluster per carrier and release: a victim, two listed names that nobody runs, and a node to boot."""
+    """One cluster per carrier and release: a victim, two listed names that nobody runs, and a node to
+    boot.
+    """
 
     local = "127.0.0.1"
     sources = tuple(f"127.0.0.{last}" for last in range(1, 9))
@@ -166,8 +168,8 @@ _LOOKED_AT = Counter(["certificate_required", "protocol_version"])
 
 
 def _told_by(control: Control) -> Counter[str]:
-    """What the node itself has counted, by reason; it is ended before anybody else asks. The orchestrator's own
-    look at its port is among it (supervisor.proof).
+    """What the node itself has counted, by reason; it is ended before anybody else asks. The
+    orchestrator's own look at its port is among it (supervisor.proof).
     """
     text = control.evaluate("[{R, N} || {_, R, N} <- maps:get(refusals, distsec_count:report())]", 60.0)
     return Counter({reason: int(number) for reason, number in re.findall(r"\{(\w+),(\d+)\}", text)})

@@ -1,7 +1,7 @@
 """Stock TLS distribution as OTP's guide "Using TLS for Erlang Distribution" has it: the comparison.
 
-One CA, `verify_peer` and `fail_if_no_peer_cert`, a certificate for the node, a cookie. The only thing that is not
-of the guide is the resolver, which stands in for epmd so that each test has ports of its own.
+One CA, `verify_peer` and `fail_if_no_peer_cert`, a certificate for the node, a cookie. The only thing that
+is not of the guide is the resolver, which stands in for epmd so that each test has ports of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""RabbitMQ, the real one, with TLS between nodes as "Clustering" → "Inter-node TLS" of its documentation sets it up.
+"""RabbitMQ, the real one, with TLS between nodes as "Clustering" → "Inter-node TLS" of its documentation
+sets it up.
 
 One optfile with `verify_peer` and `fail_if_no_peer_cert` on both roles, and `-proto_dist inet_tls` in
-RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS. Only the resolver is ours, as it is for `plain`. RabbitMQ of Debian 12 runs on
-OTP 25; its package is unpacked beside the OTP trees, nothing is installed and no service is started.
+RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS. Only the resolver is ours, as it is for `plain`. RabbitMQ of Debian 12
+runs on OTP 25; its package is unpacked beside the OTP trees, nothing is installed and no service is started.
 """
 
 from __future__ import annotations

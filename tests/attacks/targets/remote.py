@@ -1,4 +1,6 @@
-"""A node of somebody's own cluster, by its address alone. What it did is seen from outside: it called back, or it did not."""
+"""A node of somebody's own cluster, by its address alone. What it did is seen from outside: it called
+back, or it did not.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.attacks.catalogue.attack import THREADS, Boot, Need
+from tests.attacks.catalogue.attack import Boot, Need
 from tests.releases import Otp
 from tests.system.certificates import Leaf, TestAuthority
+from tests.system.cluster import COMMAND
+
+LOOK_SECONDS, SETTLE_LOOKS = 2.5, 10
+"""Between two looks at the refusals, which nodes tell once a second; and how many looks until they agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,11 @@ class Credentials:
 
 
 class Remote:
-    """`config`: the cluster's own distsec.toml where its orchestrator is at hand; then events are counted too."""
+    """`config`: the cluster's own distsec.toml where its orchestrator is at hand; then events are counted
+    too.
+    """
 
-    threads = THREADS
+    threads = 1  # a name that comes up refuses another of that name: one attempt after the other
     sources: Sequence[str | None] = (None,)
 
     def __init__(
@@ -68,7 +76,7 @@ class Remote:
         own = self._credentials
         if own.ca and own.ca_key:
             yield Need.CA_KEY
-        if own.certificate and own.key or own.ca and own.ca_key and own.listed:
+        if (own.certificate and own.key) or (own.ca and own.ca_key and own.listed):
             yield Need.INSIDER
         if own.cookies:
             yield Need.COOKIE
@@ -151,19 +159,27 @@ class Remote:
         return None
 
     def evidence(self) -> Counter[str] | None:
-        return self._refusals() - self._before if self._config else None
+        if self._config is None:
+            return None
+        now = self._refusals()
+        for _ in range(SETTLE_LOOKS):
+            time.sleep(LOOK_SECONDS)
+            last, now = now, self._refusals()
+            if now == last:
+                break
+        return now - self._before
 
     def _refusals(self) -> Counter[str]:
         """Of the victim, as `distsec status` counts them. Raises RuntimeError where nobody answers."""
         if self._config is None:
             return Counter()
         done = subprocess.run(
-            [sys.executable, "-m", "distsec", "status", "--json", "-c", str(self._config)],
+            [*COMMAND, "status", "--json", "-c", str(self._config)],
             capture_output=True,
             text=True,
             timeout=30,
         )
-        if done.returncode not in {0, 1, 2}:
+        if done.returncode not in {0, 1, 2} or not done.stdout:
             raise RuntimeError(f"distsec status: {done.stderr.strip()}")
         refusals = json.loads(done.stdout)["refusals"]
         told: Counter[str] = Counter()
