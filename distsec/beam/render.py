@@ -49,7 +49,8 @@ _MAX_ENVIRONMENT_BYTES = 131_072 - len("ERL_AFLAGS=\0")
 """execve takes 32 pages a string (MAX_ARG_STRLEN in linux/binfmts.h), name and final NUL included."""
 
 _BUFFERS: Final[Term] = [(Symbol("nodelay"), True), (Symbol("buffer"), 262_144)]
-"""Of each distribution socket: 64 KB messages go 22 times as fast as by default on OTP 25, 1.3 on 29."""
+"""Of each distribution socket. 256 KB is the best of 16 KB to 4 MB; by default it is 1,460 bytes, with which
+64 KB messages go at 1/25 of the speed on OTP 25, 1/37 on 27 and 1/1.8 on 29 (docs/speed.md)."""
 
 _ERLEXEC_SPECIAL = re.compile(r"[ \t\n\r\v\f'\"\\]")
 """What separates or quotes words in ERL_AFLAGS (build_args_from_string in erts/etc/common/erlexec.c)."""

@@ -263,12 +263,12 @@ def stop_while_stopping(status: NodeStatus, event: Event, now: float, chance: fl
 
 
 def condemned(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    """TERM, and soon KILL, whatever was under way: it may not want to go, and has nothing to say in it."""
+    """KILL, whatever was under way: a TERM would tell what runs there that it has a moment left to spread."""
     after = replace(
-        status, state=NodeState.STOPPING, stage=StopStage.TERMINATED, then=Then.STOPPED, proven=False,
-        due=now + DOOM_SECONDS, why=Why.COMPROMISED, detail="",
+        status, state=NodeState.STOPPING, stage=StopStage.KILLED, then=Then.STOPPED, proven=False,
+        due=now + KILL_RETRY_SECONDS, why=Why.COMPROMISED, detail="",
     )  # fmt: skip
-    return after, () if status.pid is None else (SendTerm(),)  # a start under way is answered with TERM
+    return after, () if status.pid is None else (SendKill(),)  # a start under way is answered with KILL
 
 
 def condemned_at_rest(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
@@ -285,8 +285,10 @@ def started_while_stopping(status: NodeStatus, event: Event, now: float, chance:
     assert isinstance(event, ProcessStarted)
     if status.pid is not None:
         return status, ()
-    condemned = status.why is Why.COMPROMISED
-    patience = DOOM_SECONDS if condemned else status.rules.stop_deadline_seconds / 2
+    if status.why is Why.COMPROMISED:
+        due = now + KILL_RETRY_SECONDS
+        return replace(status, pid=event.pid, started=now, stage=StopStage.KILLED, due=due), (SendKill(),)
+    patience = status.rules.stop_deadline_seconds / 2
     return replace(status, pid=event.pid, started=now, stage=StopStage.TERMINATED, due=now + patience), (
         SendTerm(),
     )

@@ -3,8 +3,9 @@
 What is to be done stands in the overlay, saved in one step with the denial and the revocations, and this
 brings it about, however often it is interrupted: it looks at what is, and does the next thing.
 
-    CONDEMNED   TERM, then KILL; told no secret from the moment that it is saved
-    all ended   a new key, certificate, agent key and cookies for each
+    CONDEMNED   KILL; told no secret from the moment that it is saved
+    all ended   whom they reached meanwhile is condemned too; then a new key, certificate, agent key and
+                cookies for each
     REKEYED     started again; clean as soon as its guard is proven with the new key
     HELD        the compromised node itself: stays stopped and denied until `allow`
     ELSEWHERE   not managed here: its certificates are revoked; clean when it shows another
@@ -40,7 +41,12 @@ LOOK_SECONDS = 2.0
 """How often is looked while something is tainted, and nothing has happened that would call for it."""
 
 END_SECONDS = 15.0
-"""What the command waits for nodes to end: TERM, DOOM_SECONDS, KILL and the end of all their processes."""
+"""What the command waits for nodes to end: KILL, and the end of all their processes."""
+
+SETTLE_SECONDS = 1.0
+"""From the end of the last condemned node, and everybody's word that it keeps them out, until it is judged whom
+they reached: what agents have still to tell of links has come by then (they tell at once).
+"""
 
 _AT_REST = frozenset({NodeState.STOPPED, NodeState.FATAL})
 _TO_RUN = frozenset({NodeState.STARTING, NodeState.RUNNING, NodeState.BACKOFF})
@@ -61,6 +67,7 @@ class Containment:
         self._waiters: set[asyncio.Event] = set()
         self._one = asyncio.Lock()
         self._unseen: set[str] = set()  # somebody has their port, and it is not known who
+        self._added: dict[str, set[str]] = {}  # cause → whom its nodes reached while they were being ended
 
     def wake(self) -> None:
         """Something has changed about a node."""
@@ -122,7 +129,11 @@ class Containment:
                 kept=end_them,
             )
             self.wake()
-            late = await self._until_clean(condemned)
+            late = dict(await self._until_clean(condemned))
+            # Whom they reached while they ended was added before any of them was re-keyed.
+            added = sorted(self._added.pop(name, set()) - set(condemned))
+            late |= await self._until_clean(added)
+            condemned += added
         answer = {
             "name": name,
             "generation": desk.wanted.generation,
@@ -218,8 +229,37 @@ class Containment:
         if gone:
             await desk.restage(gone, overlay)  # not managed any more; its certificate stays revoked
         if condemned and not living:
-            await self._rekey(condemned)
+            await asyncio.sleep(SETTLE_SECONDS)
+            if not desk.busy and not await self._spread_meanwhile():
+                await self._rekey(condemned)
         await self._look_for_clean()
+
+    async def _spread_meanwhile(self) -> bool:
+        """Condemns whom the condemned reached until their end; True if there is anybody. Code that waits for
+        its node's end may dial further nodes in that moment, or have dialled them unseen before.
+        """
+        cluster, overlay = self._cluster, self._cluster.desk.wanted.overlay
+        listed = set(listed_names(cluster.spec, overlay))
+        new: dict[str, Taint] = {}
+        for taint in overlay.tainted:
+            if taint.stage is not TaintStage.CONDEMNED:
+                continue
+            reached = cluster.memory.tainted(taint.name, taint.since, listed | set(cluster.nodes))
+            for name, since in reached.items():
+                if overlay.taint(name) is not None or name in overlay.deny:
+                    continue
+                if name in cluster.nodes:
+                    new.setdefault(name, self._taint(name, int(since), taint.cause))
+                elif name in listed:
+                    new.setdefault(name, Taint(name, TaintStage.ELSEWHERE, int(since), False, taint.cause))
+        if not new:
+            return False
+        for taint in new.values():
+            self._added.setdefault(taint.cause, set()).add(taint.name)
+        serials = await asyncio.to_thread(self._serials, set(new), set(cluster.nodes))
+        await cluster.desk.refuse(lambda overlay: overlay.tainting(new.values(), serials))
+        self.wake()
+        return True
 
     @staticmethod
     def _lives(node: ManagedNode) -> bool:

@@ -29,6 +29,8 @@
 %% arrivals a second from its own address it is done when about six have come after it.
 -define(MAX_HALF_OPEN, 256).
 -define(MAX_OF_SOURCE, 64).
+%% Half-open handshakes of one certificate that are not the first to go. An honest node has one or two.
+-define(SPARED_OF_CERTIFICATE, 4).
 %% net_kernel gives the whole handshake `net_setuptime` (7 s); what hangs beyond that is ended here.
 -define(DEADLINE_MS, 15000).
 %% Live names: more than any rule lets a certificate have.
@@ -264,18 +266,26 @@ watch(Id, Pid, Stage, Facts, #{watched := Watched} = State) ->
     end.
 
 half_open(Id, Source, #{half_open := HalfOpen} = State) ->
-    {Verdict, Next} = distsec_halfopen:add(Source, Id, fun admitted/1, HalfOpen),
+    {Verdict, Next} = distsec_halfopen:add(Source, Id, spared(), HalfOpen),
     _ = case Verdict of
             keep -> ok;
             {drop, Victim} -> drop(Victim, flood_dropped)
         end,
     State#{half_open := Next}.
 
-admitted(Id) ->
-    case ets:lookup(?TABLE, Id) of
-        [{_, _, _, tls, _}] -> false;
-        [_] -> true;
-        [] -> false
+%% Whom a newcomer does not push out first: of each admitted certificate the newest few of its half-open
+%% handshakes. With all of them spared one certificate, a command-line tool's say, could fill its address.
+%% What this costs is paid only where somebody must go.
+spared() ->
+    fun(Id) ->
+            case ets:lookup(?TABLE, Id) of
+                [{_, _, _, Stage, #{serial := Serial}}] when Stage =/= tls ->
+                    Newer = ets:select_count(?TABLE, [{{'$1', '_', '_', '$2', #{serial => Serial}},
+                                                       [{'>', '$1', Id}, {'=/=', '$2', tls},
+                                                        {'=/=', '$2', up}], [true]}]),
+                    Newer < ?SPARED_OF_CERTIFICATE;
+                _ -> false
+            end
     end.
 
 %% The socket is shut, so that its handshake fails and everything that belongs to it ends in order; a

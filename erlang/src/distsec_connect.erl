@@ -2,10 +2,10 @@
 %% down delays nobody (`connect = "mesh"`).
 %%
 %% With `none` it dials nobody, but for the repair after an ejection: where overlapping-partition
-%% prevention of global(3erl) has cut a pair that was to stay (distsec_parting says how), who had dialled
-%% at first may not know that it should again. So a pair whose link went down within seconds of an
-%% ejection, and which the policy still admits, is dialled until it is up again, ten seconds at most.
-%% A pair that had no link then gets none.
+%% prevention of global(3erl) has cut a pair that was to stay (distsec_parting says how), whoever
+%% dialled at first may not know that it should again. So a pair whose link went down within seconds
+%% of an ejection, and which the policy still admits, is dialled until it is up again, ten seconds
+%% at most. A pair that had no link then gets none.
 -module(distsec_connect).
 -behaviour(gen_server).
 
@@ -17,7 +17,7 @@
 -define(FIRST_BACKOFF_MS, 250).
 -define(LONGEST_BACKOFF_MS, 10000).
 %% Of a pair whose link was lost. Not in the same moment: the peer may be on its way out, and the
-%% policy that says so on its way here. The greater name begins later, should the other not come to it.
+%% policy that says so on its way here. The greater name begins later, should the other not do it.
 -define(LOST_BACKOFF_MS, 100).
 -define(LOST_FIRST_MS, 50).
 -define(LOST_SECOND_MS, 300).
@@ -27,8 +27,9 @@
 %% that does not answer, and holds nobody else up.
 -define(AT_ONCE, 4).
 -define(WAITING_MS, 1000).
-%% A loss counts as one of an ejection when it is at most so much older (a node is told of an ejection
-%% when its own part is done, distsec_command: 4 s at most) or younger, and is repaired for so long.
+%% A loss counts as one of an ejection when it is at most so much older (this is told of an ejection
+%% when the node's own part is done, distsec_command: 4 s at most) or younger; it is repaired for so
+%% long.
 -define(LOST_BEFORE_MS, 5000).
 -define(LOST_AFTER_MS, 3000).
 -define(REPAIR_MS, 10000).
@@ -44,8 +45,8 @@
 start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
-%% The policy changed: whom it lists now is dialled without waiting for a back-off, but not before the
-%% others have had the time to put it in force as well.
+%% The policy changed: whom it lists now is dialled without waiting for a back-off, but not before
+%% the others have had the time to put it in force as well.
 -spec refresh() -> ok.
 refresh() ->
     gen_server:cast(?MODULE, refresh).
@@ -124,8 +125,9 @@ ejects(_, _) ->
 admitted(#{peers := Peers, denied := Denied}) ->
     [Name || #{name := Name, phase := open} <- Peers, not lists:member(Name, Denied)].
 
-%% Whether others let this node in. One that is denied, or not admitted by all of them yet, dials nobody:
-%% without certificates a link would be up for a moment before it is refused, and its loss told of.
+%% Whether others let this node in. One that is denied, or not admitted by all of them yet, dials
+%% nobody: without certificates a link would be up for a moment before it is refused, and its loss
+%% told of.
 -spec admitted_itself(binary(), distsec_policy:policy()) -> boolean().
 admitted_itself(Self, #{denied := Denied} = Policy) ->
     not lists:member(Self, Denied)
@@ -134,10 +136,10 @@ admitted_itself(Self, #{denied := Denied} = Policy) ->
                     _ -> true
                 end.
 
-%% Which of the peers that the policy lists are to be linked with this node at Now: all, or with `none`
-%% those of Lost whose loss goes with the last ejection (monotonic milliseconds).
--spec wanted(mesh | none, [binary()], losses(), {Ejected :: integer() | undefined, Now :: integer()}) ->
-          [binary()].
+%% Which of the peers that the policy lists are to be linked with this node at Now: all, or with
+%% `none` those of Lost whose loss goes with the last ejection (monotonic milliseconds).
+-spec wanted(mesh | none, [binary()], losses(),
+             {Ejected :: integer() | undefined, Now :: integer()}) -> [binary()].
 wanted(mesh, Listed, _, _) ->
     Listed;
 wanted(none, _, _, {undefined, _}) ->
@@ -179,8 +181,9 @@ dial(State) ->
             State
     end.
 
-dial(#{connect := Connect} = Policy, Now, #{attempts := Attempts, dialling := Dialling, lost := Lost0,
-                                            ejected_ms := Ejected, settled_ms := Settled} = State) ->
+dial(#{connect := Connect} = Policy, Now, State) ->
+    #{attempts := Attempts, dialling := Dialling, lost := Lost0,
+      ejected_ms := Ejected, settled_ms := Settled} = State,
     Self = own_name(),
     Up = [atom_to_binary(Node, utf8) || Node <- nodes(connected)],
     Lost = maps:without(Up, Lost0),
@@ -210,8 +213,8 @@ ended(Peer, _, #{attempts := Attempts} = State) ->
     State#{attempts := Attempts#{Peer => #{next_ms => now_ms() + Wait,
                                            backoff_ms => min(Backoff * 2, ?LONGEST_BACKOFF_MS)}}}.
 
-%% A loss that is too old to belong to any ejection is kept for as long as the peer is dialled before
-%% others, and no longer.
+%% A loss that is too old to belong to any ejection is kept for as long as the peer is dialled
+%% before others, and no longer.
 forget(#{lost := Lost} = State) ->
     Now = now_ms(),
     State#{lost := maps:filter(fun(_, Since) ->

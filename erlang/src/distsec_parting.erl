@@ -1,13 +1,13 @@
 %% Ends a link so that its peer does not notice for a moment, and has this node leave when it is the
 %% one that was denied. Both keep an ejection from splitting pairs that are to stay.
 %%
-%% When a link ends, `global` at either end tells every node it knows, and each of those cuts its own
-%% link with the node that was lost (prevent_overlapping_partitions; lost_connection in global.erl,
-%% OTP 25 to 29). Of an ejection that is right in one direction only: A tells B that X is lost, and B
-%% cuts X. But X, which sees A end its link while B's is still up, tells B that A is lost, and B cuts
-%% A. So X must not notice before B is done: here the link ends at once and for good, nothing that
-%% X sent is read any more, yet its socket stays open and silent. B needs no order for its part: what
-%% global says here makes it, and X, end the other links in order.
+%% When a link ends, `global` at either end tells every node it knows, and each of those cuts its
+%% own link with the node that was lost (prevent_overlapping_partitions; lost_connection in
+%% global.erl, OTP 25 to 29). Of an ejection that is right in one direction only: A tells B that X
+%% is lost, and B cuts X. But X, which sees A end its link while B's is still up, tells B that A is
+%% lost, and B cuts A. So X must not notice before B is done: here the link ends at once and for
+%% good, nothing that X sent is delivered any more, yet its socket stays open and silent. B needs no
+%% order for its part: what global says here makes it, and X, end the other links in order.
 -module(distsec_parting).
 
 -export([quietly/1, quietly/3, leave_if_denied/0]).
@@ -40,10 +40,10 @@ quietly(Peer, Controller, Receiver) when is_pid(Receiver) ->
 quietly(_, _, undefined) ->
     false.
 
-%% Suspended, the receiver takes nothing in and does not see its controller end, so the socket stays.
-%% It is not waited for (a receiver may be busy): its signal is sent before the other. Resumed, here or
-%% by the end of this process, it closes the socket; what it has still read it cannot deliver, since
-%% the link is gone.
+%% Suspended, the receiver takes nothing in and does not see its controller end, so the socket
+%% stays. It is not waited for (a receiver may be busy): its signal is sent before the other.
+%% Resumed, here or by the end of this process, it closes the socket; what it has still read it
+%% cannot deliver, since the link is gone.
 hold(Peer, Controller, Receiver) ->
     _ = try erlang:suspend_process(Receiver, [asynchronous])
         catch error:badarg -> false % it has ended
@@ -55,8 +55,8 @@ hold(Peer, Controller, Receiver) ->
     _ = try erlang:resume_process(Receiver) catch error:badarg -> false end,
     ended(Receiver, shutdown, ?CLOSE_MS).
 
-%% Asked first, so that ssl ends what belongs to it in order and reports no crash; killed if it is too
-%% busy for that, as with a peer that takes nothing off its socket.
+%% Asked first, so that ssl ends what belongs to it in order and reports no crash; killed if it is
+%% too busy for that, as with a peer that takes nothing off its socket.
 ended(Pid, Reason, TimeoutMs) ->
     Monitor = monitor(process, Pid),
     exit(Pid, Reason),
@@ -65,8 +65,9 @@ ended(Pid, Reason, TimeoutMs) ->
     after TimeoutMs -> exit(Pid, kill)
     end.
 
-%% Earlier if a later policy takes the peer up again: it must see its old links gone before it has any
-%% new one. An allow has two phases, so it is listed, and told of here, before anybody admits it.
+%% Earlier if a later policy takes the peer up again: it must see its old links gone before it has
+%% any new one. An allow has two phases, so it is listed, and told of here, before anybody admits
+%% it.
 release_when_due(Peer, Generation, Deadline) ->
     #{policy_generation := Now} = distsec_policy:summary(),
     case (Now =/= Generation andalso distsec_policy:lists(Peer))
@@ -75,9 +76,9 @@ release_when_due(Peer, Generation, Deadline) ->
         false -> receive after ?LOOK_EVERY_MS -> release_when_due(Peer, Generation, Deadline) end
     end.
 
-%% A node that its own policy denies leaves as global(3erl) asks, disconnect/0: its global tells nobody
-%% of the links that it loses. True when it is denied, and then it has left, or tried for LEAVE_MS; the
-%% others keep it out whatever it does.
+%% A node that its own policy denies leaves as global(3erl) asks, disconnect/0: its global tells
+%% nobody of the links that it loses. True when it is denied, and then it has left, or tried for
+%% LEAVE_MS; the others keep it out whatever it does.
 -spec leave_if_denied() -> boolean().
 leave_if_denied() ->
     case distsec_policy:in_force() of

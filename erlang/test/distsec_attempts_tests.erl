@@ -472,3 +472,24 @@ step(deadline, Id, _, {Owner, Told, Stage}) ->
 properties_hold_test_() ->
     {timeout, 120, ?_assert(proper:quickcheck(prop_each_attempt_is_told_of_at_most_once_and_leaves_nothing(),
                                               [quiet, {numtests, 100}]))}.
+
+%% ---- one certificate does not fill its address ----------------------------------------------------
+
+%% Whoever parks handshakes behind one admitted certificate pushes out its own, not a newcomer that has
+%% shown nothing yet.
+parked_handshakes_of_one_certificate_push_out_no_newcomer_test_() ->
+    registry_test_(
+      fun(_) ->
+              Parked = [begin
+                            {Pid, Id} = inbound(<<"parker">>),
+                            distsec_attempts:learn(Id, #{serial => <<"aa">>}),
+                            distsec_attempts:stage(Id, admitted),
+                            Pid
+                        end || _ <- lists:seq(1, 64)],
+              {Genuine, _} = inbound(<<"genuine">>),
+              Later = [Pid || {Pid, _} <- [inbound(<<"later">>) || _ <- lists:seq(1, 50)]],
+              ?assertEqual([], told(<<"genuine">>)),
+              ?assertEqual(51, length(told(<<"parker">>))),
+              [finish(Pid, normal) || Pid <- [Genuine | Parked ++ Later]],
+              await(fun is_clean/0)
+      end).

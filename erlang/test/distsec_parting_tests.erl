@@ -75,7 +75,10 @@ what_is_too_busy_to_end_is_killed_test() ->
     receive ready -> ok end,
     Monitor = monitor(process, Busy),
     ?assert(distsec_parting:quietly(?PEER, Busy, distsec_links:owner(Socket))),
-    receive {'DOWN', Monitor, _, _, Why} -> ?assertEqual(killed, Why) after 1000 -> error(alive) end,
+    receive
+        {'DOWN', Monitor, _, _, Why} -> ?assertEqual(killed, Why)
+    after 1000 -> error(alive)
+    end,
     ?assert(closed_after(Peer) > 800).
 
 %% A later policy about others changes nothing.

@@ -102,28 +102,13 @@ async def test_a_condemned_node_is_told_nothing_while_the_others_get_the_new_coo
         await all_running(cluster)
         for name in (A, B, D):
             cluster.fake(name).told_cookies.clear()
-        cluster.fake(A).ignores_term = True
-        with quick(cluster):
-            await cluster.supervisor.deny(B, compromised=True)
+        await cluster.supervisor.deny(B, compromised=True)
         assert len(cluster.fake(D).told_cookies) == 1
         assert cluster.fake(A).told_cookies == cluster.fake(B).told_cookies == []
 
 
-@contextlib.contextmanager
-def quick(cluster: Cluster) -> Any:
-    """A TERM that nobody heeds is followed by KILL at once."""
-    from distsec.core import node_arrows
-
-    before = node_arrows.DOOM_SECONDS
-    node_arrows.DOOM_SECONDS = 0.05
-    try:
-        yield
-    finally:
-        node_arrows.DOOM_SECONDS = before
-
-
 @pytest.mark.asyncio
-async def test_a_node_that_ignores_term_is_killed_and_is_never_asked() -> None:
+async def test_a_condemned_node_is_killed_at_once_and_neither_warned_nor_asked() -> None:
     async with cluster_of("a", "b", prepare=linked((A, B))) as cluster:
         await all_running(cluster)
         process = cluster.fake(A).process
@@ -132,9 +117,23 @@ async def test_a_node_that_ignores_term_is_killed_and_is_never_asked() -> None:
         commands = len(cluster.fake(A).server.commands)  # type: ignore[union-attr]
         with quick(cluster):
             await cluster.supervisor.deny(B, compromised=True)
-        assert process.signals == [signal.SIGTERM, signal.SIGCONT, signal.SIGKILL]
+        assert process.signals == [signal.SIGKILL]
         told = cluster.fake(A).server.commands[commands:]  # type: ignore[union-attr]
         assert "stop" not in told
+
+
+@pytest.mark.asyncio
+async def test_whom_a_condemned_node_reached_while_it_ended_is_re_keyed_as_well() -> None:
+    async with cluster_of("a", "b", "d", prepare=linked((A, B))) as cluster:
+        await all_running(cluster)
+        before = cluster.status(D)["pid"]
+        denied = asyncio.create_task(cluster.supervisor.deny(B, compromised=True))
+        await until(lambda: cluster.fake(A).process is None)
+        cluster.supervisor.memory.up(D, link(A))  # d tells of it only now
+        answer = await denied
+        assert (answer["rekeyed"], answer["tainted"]) == ([A, B, D], [])
+        assert cluster.machine.records.keys == {A: 1, B: 1, D: 1}
+        assert cluster.status(D)["pid"] != before
 
 
 @pytest.mark.asyncio

@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_a_run_that_a_later_one_completes(
         countdown = 1000
         init(target, "--name", "demo", "--node", "a@h")
         assert contents(target).items() >= keys.items()
-        assert len(contents(target)) == 15
+        assert len(contents(target)) == 16
 
 
 def test_runs_at_the_same_time_agree_on_every_key(tmp_path: Path) -> None:

@@ -330,11 +330,11 @@ def test_an_external_node_that_is_fatal_stays_so_until_the_operator_forgives_it(
     assert story.effects == [life.Probe(story.status.attempt)]
 
 
-def test_a_condemned_node_is_ended_by_term_and_kill_and_never_asked() -> None:
+def test_a_condemned_node_is_killed_at_once_and_never_told_before() -> None:
     story = Story().run()
     assert story.then(life.Condemned()) is NodeState.STOPPING
-    assert story.effects == [life.SendTerm()]
-    assert story.then(life.Tick(), DOOM_SECONDS) is NodeState.STOPPING
+    assert story.effects == [life.SendKill()]
+    assert story.then(life.Tick(), 1000.0) is NodeState.STOPPING
     assert story.effects == [life.SendKill()]
     assert story.die(-9) is NodeState.STOPPED
     assert story.status.why is Why.COMPROMISED
@@ -346,8 +346,6 @@ def test_a_stop_or_restart_that_is_under_way_is_no_shelter() -> None:
     assert story.effects == [life.AskAgentToStop()]
     story.then(life.StartRequested())
     story.then(life.Condemned())
-    assert story.effects == [life.SendTerm()]
-    story.then(life.Tick(), DOOM_SECONDS)
     assert story.effects == [life.SendKill()]
     assert story.die(-9) is NodeState.STOPPED  # and it is not started again
 
@@ -358,8 +356,6 @@ def test_a_start_that_is_under_way_is_ended_as_soon_as_there_is_a_process() -> N
     story.then(life.Condemned())
     assert story.effects == []
     story.then(life.ProcessStarted(PID), 5.0)
-    assert story.effects == [life.SendTerm()]
-    story.then(life.Tick(), DOOM_SECONDS)
     assert story.effects == [life.SendKill()]
 
 

@@ -153,21 +153,25 @@ class Remote:
     # ---- what it saw
 
     def begin(self) -> None:
-        self._before = self._refusals()
+        self._before = self._settled()
 
     def nodeups(self) -> None:
         return None
 
     def evidence(self) -> Counter[str] | None:
-        if self._config is None:
-            return None
+        return self._settled() - self._before if self._config else None
+
+    def _settled(self) -> Counter[str]:
+        """The refusals so far, once two looks agree: the connection that looked for the victim is one of
+        them.
+        """
         now = self._refusals()
-        for _ in range(SETTLE_LOOKS):
+        for _ in range(SETTLE_LOOKS if self._config else 0):
             time.sleep(LOOK_SECONDS)
             last, now = now, self._refusals()
             if now == last:
                 break
-        return now - self._before
+        return now
 
     def _refusals(self) -> Counter[str]:
         """Of the victim, as `distsec status` counts them. Raises RuntimeError where nobody answers."""

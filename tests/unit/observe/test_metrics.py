@@ -31,6 +31,7 @@ FAMILIES = {
     "distsec_security_cert_rotations_total": {"node", "cert_cn"},
     "distsec_node_state": {"node", "state"},
     "distsec_links": {"node", "verdict"},
+    "distsec_shells": {"node"},
     "distsec_agent_connected": {"node"},
     "distsec_certificate_expiry_timestamp_seconds": {"node"},
     "distsec_policy_generation": {"node", "which"},
