@@ -25,7 +25,7 @@ def load_contacts(store: Store) -> ContactBook:
         if document["schema"] != _SCHEMA:
             raise ValueError("schema")
         contacts = [_contact(row) for row in document["contacts"]]
-        shown = [_shown(row) for row in document["peers"]]
+        shown = [each for row in document["peers"] for each in _shown(row)]
         return ContactBook(contacts, shown, _time(document["latest"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(
@@ -44,7 +44,10 @@ def contacts_document(book: ContactBook) -> bytes:
         "schema": _SCHEMA,
         "latest": book.latest,
         "contacts": [[each.one, each.other, each.first, each.last] for each in book.contacts()],
-        "peers": [[key, shown.serials, shown.names, shown.until] for key, shown in book.shown()],
+        "peers": [
+            [key, what.serials, what.names, what.until, reporters]
+            for (key, what), reporters in _alike(book).items()
+        ],
     }
     content = json.dumps(document, separators=(",", ":")).encode() + b"\n"
     if len(content) > MAX_FILE_BYTES:
@@ -57,9 +60,23 @@ def _contact(row: Any) -> Contact:
     return Contact(_key(one), _key(other), _time(first), None if last is None else _time(last))
 
 
-def _shown(row: Any) -> tuple[str, Shown]:
-    key, serials, names, until = row
-    return _key(key), Shown(_texts(serials), _texts(names), _time(until))
+def _alike(book: ContactBook) -> dict[tuple[str, Shown], list[str]]:
+    """Who tells the same of a peer; mostly all do, and a row for each would be a long file."""
+    alike: dict[tuple[str, Shown], list[str]] = {}
+    for key, reporter, what in book.shown():
+        alike.setdefault((key, what), []).append(reporter)
+    return alike
+
+
+def _shown(row: Any) -> list[tuple[str, str, Shown]]:
+    key, serials, names, until, *reporters = row
+    what = Shown(_texts(serials), _texts(names), _time(until))
+    if not reporters:  # as it was written before reporters were told apart
+        return [(_key(key), "", what)]
+    (told,) = reporters
+    if not isinstance(told, list):
+        raise TypeError("reporters")
+    return [(_key(key), "" if reporter == "" else _key(reporter), what) for reporter in told]
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ bound of its own, and what is beyond a bound counts as a link with everybody: mo
 
 A pair is up as long as one of its two ends says so. Peers are told apart by `PeerSeen.key`: a listed node by
 its name; who fits a rule only (command-line tools, whose names are made up) by the identity in its
-certificate.
+certificate. What a peer has shown is kept for each reporter: a liar makes no other forget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ MAX_UNLISTED = 64
 """Unlisted peers that are told apart for each node; an identity that is used up makes room (`_make_room`)."""
 
 MAX_REMEMBERED = 8
-"""Serials and names that are remembered of one peer, the newest."""
+"""Serials and names that are remembered of one peer, the newest that each node tells of."""
+
+FORGOTTEN = "?"
+"""Before a node's name: in place of the unlisted peers that it was linked with and that made room."""
 
 MAX_KEY = 512
 """Characters of a key: node names have at most 255, what is read of an identity 512 (beam.reading)."""
@@ -50,7 +53,9 @@ class PeerSeen:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a peer has shown so far, oldest first; `until`: when the last of its certificates expires."""
+    """What a peer has shown to one node so far, oldest first; `until`: when the last of its certificates
+    expires.
+    """
 
     serials: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -61,10 +66,12 @@ class ContactBook:
     """Build it empty, or from what was saved; then `settle` once the nodes that live have reported."""
 
     def __init__(
-        self, contacts: Iterable[Contact] = (), shown: Iterable[tuple[str, Shown]] = (), latest: int = 0
+        self, contacts: Iterable[Contact] = (), shown: Iterable[tuple[str, str, Shown]] = (), latest: int = 0
     ) -> None:
         self._pairs: dict[Pair, Contact] = {}
-        self._shown: dict[str, Shown] = dict(shown)
+        self._shown: defaultdict[str, dict[str, Shown]] = defaultdict(dict)  # key → reporter → what
+        for key, reporter, what in shown:
+            self._shown[key][reporter] = what
         self._met: Counter[str] = Counter()  # key → pairs that it is in
         self._strangers: defaultdict[str, set[str]] = defaultdict(set)  # node → its unlisted peers
         self._reporters: defaultdict[Pair, set[str]] = defaultdict(set)
@@ -85,7 +92,7 @@ class ContactBook:
         moment = self._moment(now)
         pair = self._pair_for(node, peer, moment)
         if EVERYBODY not in pair:
-            self._remember(peer)
+            self._remember(node, peer)
         since = min(max(0, peer.since), moment)
         known = self._pairs.get(pair)
         if known is None:
@@ -147,16 +154,29 @@ class ContactBook:
     def contacts(self) -> tuple[Contact, ...]:
         return tuple(self._pairs.values())
 
-    def shown(self) -> tuple[tuple[str, Shown], ...]:
-        return tuple(self._shown.items())
+    def shown(self) -> tuple[tuple[str, str, Shown], ...]:
+        """(key, the node that tells of it, what it has shown there)."""
+        return tuple((key, node, what) for key, told in self._shown.items() for node, what in told.items())
 
     def serials(self, key: str) -> tuple[str, ...]:
-        """Of the certificates that this peer has shown lately."""
-        return self._shown.get(key, Shown()).serials
+        """Of the certificates that this peer has shown lately, whoever tells of them."""
+        told = self._shown.get(key, {}).values()
+        return tuple(dict.fromkeys(serial for what in told for serial in what.serials))
 
     def keys(self, name: str) -> frozenset[str]:
         """What a peer of that name is kept under."""
-        return frozenset({name, *(key for key, shown in self._shown.items() if name in shown.names)})
+        return frozenset({name, *(key for key, node, what in self.shown() if name in what.names)})
+
+    def knows(self, name: str) -> bool:
+        """Whether any link of a peer of that name is remembered as one of its."""
+        return any(self._met[key] > 0 for key in self.keys(name))
+
+    def may_have_been(self) -> frozenset[str]:
+        """Under which keys an unlisted peer may be kept whose name is no longer remembered: who has shown as
+        many names as are remembered, and who made room.
+        """
+        full = {key for key, _, what in self.shown() if len(what.names) >= MAX_REMEMBERED}
+        return frozenset(full | {key for key in self._met if key.startswith(FORGOTTEN) and self._met[key]})
 
     # ---- inside
 
@@ -169,7 +189,7 @@ class ContactBook:
         if pair not in self._pairs:
             self._met.update(pair)
             for node, peer in (pair, pair[::-1]):
-                if peer in self._shown and self._shown[peer].names:
+                if any(what.names for what in self._shown.get(peer, {}).values()):
                     self._strangers[node].add(peer)
         self._pairs[pair] = contact
         self.changed = True
@@ -202,21 +222,27 @@ class ContactBook:
         return pair
 
     def _make_room(self, node: str, moment: int) -> bool:
-        """Forgets who can carry nothing on: linked with this node alone, no longer, certificate expired."""
+        """Forgets who can carry nothing on: linked with this node alone, no longer, certificate expired. That
+        this node had such peers, and when, stays.
+        """
         used_up = [
             peer
             for peer in self._strangers[node]
             if self._met[peer] == 1
             and self._pairs[_sorted(node, peer)].last is not None
-            and 0 < self._shown[peer].until < moment
+            and 0 < max((what.until for what in self._shown[peer].values()), default=0) < moment
         ]
         for peer in used_up:
+            gone, pair = self._pairs[_sorted(node, peer)], _sorted(node, f"{FORGOTTEN}{node}"[:MAX_KEY])
+            known = self._pairs.get(pair, gone)
+            last = max(known.last or 0, gone.last or 0)
+            self._put(Contact(*pair, first=min(known.first, gone.first), last=last))
             self._delete(_sorted(node, peer))
             del self._shown[peer]
         return bool(used_up)
 
-    def _remember(self, peer: PeerSeen) -> None:
-        known = self._shown.get(peer.key, Shown())
+    def _remember(self, node: str, peer: PeerSeen) -> None:
+        known = self._shown.get(peer.key, {}).get(node, Shown())
         serial = peer.serial if peer.serial is not None and _SERIAL.fullmatch(peer.serial) else None
         after = Shown(
             _newest(known.serials, serial),
@@ -224,7 +250,7 @@ class ContactBook:
             max(known.until, peer.not_after or 0),
         )
         if after != known:
-            self._shown[peer.key] = after
+            self._shown[peer.key][node] = after
             self.changed = True
 
 

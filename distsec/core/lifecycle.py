@@ -8,7 +8,7 @@ The words (status, events, effects) are in `core.node_status`, what each arrow d
     STARTING, RUNNING ──ProcessExited──▶ BACKOFF ──Tick──▶ STARTING      (by the restart policy; else STOPPED)
     STARTING, RUNNING ──StopRequested──▶ STOPPING ──ProcessExited──▶ STOPPED
     STARTING, RUNNING ──GuardDisproven, GuardRefused, no proof in time──▶ STOPPING ──ProcessExited──▶ FATAL
-    STARTING, RUNNING, STOPPING ──Condemned──▶ STOPPING ──ProcessExited──▶ STOPPED  (TERM and KILL, not asked)
+    STARTING, RUNNING, STOPPING ──Condemned──▶ STOPPING ──ProcessExited──▶ STOPPED       (KILL, not asked)
     STARTING ──ForbiddenFlagFound──▶ STOPPING ──ProcessExited──▶ FATAL
     STOPPED ──GuardRefused──▶ STOPPED                              (an external VM that halted: told, no more)
     BACKOFF ◀── exit ── … more than `restart_intensity` restarts in `restart_period_seconds` ──▶ FATAL

@@ -101,7 +101,7 @@ class StopRequested:
 
 @dataclass(frozen=True, slots=True)
 class Condemned:
-    """What runs in it is not to be trusted: it is ended, and not asked (`deny --compromised`)."""
+    """What runs in it is not to be trusted: it is killed, and not asked (`deny --compromised`)."""
 
 
 @dataclass(frozen=True, slots=True)

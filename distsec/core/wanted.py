@@ -37,7 +37,7 @@ class TaintStage(StrEnum):
     CONDEMNED = "condemned"  # to be ended, then re-keyed; until then it is told no secret
     REKEYED = "rekeyed"  # to run again: clean as soon as it is proven with its new key
     HELD = "held"  # the compromised node itself: re-keyed, and not started before it is allowed
-    ELSEWHERE = "elsewhere"  # not managed here: cut off until it shows a certificate that is not revoked
+    ELSEWHERE = "elsewhere"  # not managed here: its certificates are revoked, until the operator says more
 
 
 @dataclass(frozen=True, slots=True)

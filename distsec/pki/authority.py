@@ -148,13 +148,25 @@ class Authority:
         return True
 
 
+MAX_SERIAL_DIGITS = 40
+"""Of RFC 5280's 20 bytes."""
+
+
 def certificate_of(pem: bytes) -> Certificate:
-    """What is shown of the first certificate in `pem`. Raises ValueError if it holds none."""
+    """What is shown of the first certificate in `pem`. Raises ValueError if it holds none, or one whose
+    serial no policy could name: whoever owns the file may have made it.
+    """
     certificate = x509.load_pem_x509_certificate(pem)
-    identities = profile.identities_of(certificate)
+    try:
+        identities = profile.identities_of(certificate)
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError("malformed extensions") from error
+    serial = serial_text(certificate.serial_number)
+    if certificate.serial_number < 0 or len(serial) > MAX_SERIAL_DIGITS:
+        raise ValueError("a serial out of range")
     return Certificate(
         identity=identities[0] if len(identities) == 1 else None,
-        serial=serial_text(certificate.serial_number),
+        serial=serial,
         issuer=certificate.issuer.rfc4514_string(),
         not_after=int(certificate.not_valid_after_utc.timestamp()),
     )

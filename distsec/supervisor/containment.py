@@ -8,7 +8,8 @@ brings it about, however often it is interrupted: it looks at what is, and does 
                 cookies for each
     REKEYED     started again; clean as soon as its guard is proven with the new key
     HELD        the compromised node itself: stays stopped and denied until `allow`
-    ELSEWHERE   not managed here: its certificates are revoked; clean when it shows another
+    ELSEWHERE   not managed here: its certificates are revoked; clean when the operator says so, by
+                `certs revoke NODE`, `allow` or `deny`: that it shows another certificate says nothing
 
 None is re-keyed before all have ended, or what still runs in one could be linked with another that is clean
 already; and nothing is written for a node that lives, for it could read it.
@@ -21,18 +22,19 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any, Protocol
 
 from distsec.core import node_status as life
+from distsec.core.contacts import FORGOTTEN
 from distsec.core.wanted import Taint, TaintStage, listed_names
 from distsec.errors import DistsecError, NotAcknowledged, NotFound
 from distsec.model.cluster import NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.names import NodeName
-from distsec.model.policy import Verdict
 from distsec.model.text import escape
+from distsec.supervisor.certificates import held_certificates
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.policy import who
@@ -44,8 +46,8 @@ END_SECONDS = 15.0
 """What the command waits for nodes to end: KILL, and the end of all their processes."""
 
 SETTLE_SECONDS = 1.0
-"""From the end of the last condemned node, and everybody's word that it keeps them out, until it is judged whom
-they reached: what agents have still to tell of links has come by then (they tell at once).
+"""From the end of the last condemned node, and everybody's word that it keeps them out, until it is judged
+whom they reached: what agents have still to tell of links has come by then (they tell at once).
 """
 
 _AT_REST = frozenset({NodeState.STOPPED, NodeState.FATAL})
@@ -65,7 +67,7 @@ class Containment:
         self._cluster = cluster
         self._woken = asyncio.Event()
         self._waiters: set[asyncio.Event] = set()
-        self._one = asyncio.Lock()
+        self._deciding = asyncio.Lock()  # until it is saved and told; never while nodes are ended and cleaned
         self._unseen: set[str] = set()  # somebody has their port, and it is not known who
         self._added: dict[str, set[str]] = {}  # cause → whom its nodes reached while they were being ended
 
@@ -104,11 +106,12 @@ class Containment:
         clean yet: the denial and the revocations stand, and it goes on with them.
         """
         name = str(NodeName.parse(name))
-        async with self._one:
-            cluster, desk = self._cluster, self._cluster.desk
+        cluster, desk = self._cluster, self._cluster.desk
+        async with self._deciding:
             if not (desk.knows(name) or name in cluster.nodes or cluster.memory.knows(name)):
                 raise NotFound(f"{name} is on no list and was never linked", do="check the name")
             listed = set(listed_names(desk.spec, desk.wanted.overlay))
+            presumed = cluster.memory.presumed(name)
             reached = cluster.memory.tainted(name, since, listed | set(cluster.nodes))
             ours = [each for each in reached if each in cluster.nodes]
             taints = [self._taint(each, int(reached[each]), name) for each in ours]
@@ -116,7 +119,7 @@ class Containment:
             taints += [
                 Taint(each, TaintStage.ELSEWHERE, int(reached[each]), False, name) for each in elsewhere
             ]
-            serials = await asyncio.to_thread(self._serials, set(reached) | {name}, set(cluster.nodes))
+            serials, unknown = await self._serials(set(reached) | {name})
             condemned = [taint.name for taint in taints if taint.stage is TaintStage.CONDEMNED]
 
             def end_them() -> None:
@@ -128,12 +131,13 @@ class Containment:
                 withdrawn=frozenset({name}),
                 kept=end_them,
             )
-            self.wake()
-            late = dict(await self._until_clean(condemned))
-            # Whom they reached while they ended was added before any of them was re-keyed.
-            added = sorted(self._added.pop(name, set()) - set(condemned))
-            late |= await self._until_clean(added)
-            condemned += added
+        self.wake()
+        late = dict(await self._until_clean(condemned))
+        # Whom they reached while they ended was added before any of them was re-keyed.
+        added = sorted(self._added.pop(name, set()) - set(condemned))
+        late |= await self._until_clean(added)
+        condemned += added
+        others = {each for each in set(reached) - listed - set(cluster.nodes) - {name}}
         answer = {
             "name": name,
             "generation": desk.wanted.generation,
@@ -143,8 +147,10 @@ class Containment:
             "held": name if name in condemned and name not in late else None,
             "tainted": sorted(late),
             "elsewhere": elsewhere,
-            "others": sorted(escape(each) for each in set(reached) - listed - set(cluster.nodes) - {name}),
+            "others": sorted(escape(each) for each in others if not each.startswith(FORGOTTEN)),
+            "presumed": sorted(escape(each) for each in presumed if not each.startswith(FORGOTTEN)),
             "revoked": sorted(serials),
+            "unknown": sorted(unknown),
         }
         if late or outcome.missing:
             told = [f"{each} {why}" for each, why in late.items()]
@@ -162,20 +168,31 @@ class Containment:
         node, before = self._cluster.nodes[name], self._cluster.desk.wanted.overlay.taint(name)
         to_run = node.status.state in _TO_RUN or node.status.then is life.Then.START
         again = before is not None and before.start
+        if before is not None and before.cause == name:
+            cause = name  # it was denied as compromised itself, and stays so
+        if before is not None:
+            since = min(since, before.since)
         start = (to_run or again) and name != cause and bool(node.spec.command)
         return Taint(name, TaintStage.CONDEMNED, since, start, cause)
 
-    def _serials(self, names: Iterable[str], managed: Iterable[str]) -> frozenset[str]:
+    async def _serials(self, names: Set[str]) -> tuple[frozenset[str], Set[str]]:
         """Of the certificates that `names` have or have shown; never one that another node of ours has now,
-        since what a node is said to have shown may be a lie. Blocks; for a thread.
+        or the CA's own, since what a node is said to have shown may be a lie. And of whom of `names` it is
+        not known what they have now, since their file is missing or garbage.
         """
         cluster = self._cluster
-        own = {each: cluster.machine.certificate(cluster.nodes[each].spec) for each in managed}
-        current = {each: certificate.serial for each, certificate in own.items() if certificate is not None}
-        names = frozenset(names)
-        others = {serial for each, serial in current.items() if each not in names}
+        nodes = tuple(cluster.nodes.values())
+        held = await asyncio.to_thread(held_certificates, cluster.machine, nodes)
+        authority = await asyncio.to_thread(cluster.machine.records.authority_serial)
+        current = {node.name: held.serial(node.name) for node in nodes}
+        kept = {serial for each, serial in current.items() if each not in names} | {authority}
         shown = {serial for each in names for serial in cluster.memory.serials(each)}
-        return frozenset(shown | {current[each] for each in names if each in current}) - others
+        shown |= {serial for each in names if (serial := current.get(each)) is not None}
+        unknown = held.unknown.keys() & names
+        for name in sorted(unknown):
+            text = "a node's certificate cannot be read: what it has shown is revoked"
+            cluster.note("warning", text, node=name, error=held.unknown[name])
+        return frozenset(shown - kept), unknown
 
     async def _until_clean(self, names: list[str]) -> Mapping[str, str]:
         """Waits for as long as that may take; returns who is not, and why."""
@@ -230,7 +247,10 @@ class Containment:
             await desk.restage(gone, overlay)  # not managed any more; its certificate stays revoked
         if condemned and not living:
             await asyncio.sleep(SETTLE_SECONDS)
-            if not desk.busy and not await self._spread_meanwhile():
+            if desk.busy or desk.wanted.overlay is not overlay:
+                self.wake()  # something was decided meanwhile: there may be others to end first
+                return
+            if not await self._spread_meanwhile():
                 await self._rekey(condemned)
         await self._look_for_clean()
 
@@ -246,7 +266,7 @@ class Containment:
                 continue
             reached = cluster.memory.tainted(taint.name, taint.since, listed | set(cluster.nodes))
             for name, since in reached.items():
-                if overlay.taint(name) is not None or name in overlay.deny:
+                if overlay.taint(name) is not None or (name in overlay.deny and name not in cluster.nodes):
                     continue
                 if name in cluster.nodes:
                     new.setdefault(name, self._taint(name, int(since), taint.cause))
@@ -256,7 +276,7 @@ class Containment:
             return False
         for taint in new.values():
             self._added.setdefault(taint.cause, set()).add(taint.name)
-        serials = await asyncio.to_thread(self._serials, set(new), set(cluster.nodes))
+        serials, _ = await self._serials(new.keys())
         await cluster.desk.refuse(lambda overlay: overlay.tainting(new.values(), serials))
         self.wake()
         return True
@@ -341,16 +361,13 @@ class Containment:
                     await self._condemn_again(taint, node)
                 elif node.status.state is NodeState.RUNNING and node.status.proven:
                     changed[taint.name] = None
-            elif taint.stage is TaintStage.ELSEWHERE and self._shows_another(taint.name, overlay.revoked):
-                changed[taint.name] = None
         if changed:
             await cluster.desk.restage(changed, overlay)
             self.wake()  # whoever waits for it
 
     async def _condemn_again(self, taint: Taint, node: ManagedNode) -> None:
         """It has read what was meant for the one after it."""
-        certificate = await asyncio.to_thread(self._cluster.machine.certificate, node.spec)
-        serials = [certificate.serial] if certificate is not None else []
+        serials, _ = await self._serials({node.name})
         again = replace(taint, stage=TaintStage.CONDEMNED)
         await self._cluster.desk.refuse(lambda overlay: overlay.tainting([again], serials))
         self.wake()
@@ -362,10 +379,3 @@ class Containment:
             return False
         boot, _ = self._cluster.machine.moment()
         return boot == taint.boot and process.start_time < taint.rekeyed_at
-
-    def _shows_another(self, name: str, revoked: frozenset[str]) -> bool:
-        links = (node.observed.links.get(name) for node in self._cluster.nodes.values())
-        return any(
-            link is not None and link.verdict == Verdict.ALLOW and (link.serial or "") not in revoked | {""}
-            for link in links
-        )

@@ -97,7 +97,7 @@ class LinkMemory:
         """Who may be tainted, and since when, if `name` is since `since` (core.taint). `nodes`: every name
         that can be.
         """
-        sources = self._book.keys(name)
+        sources = self._book.keys(name) | self.presumed(name)
         return spread(self._book.contacts(), sources, since, frozenset(nodes) | sources)
 
     def serials(self, name: str) -> frozenset[str]:
@@ -106,8 +106,15 @@ class LinkMemory:
 
     def knows(self, name: str) -> bool:
         """Whether anything of that name was ever linked."""
-        keys = self._book.keys(name)
-        return any(each.one in keys or each.other in keys for each in self._book.contacts())
+        return self._book.knows(name)
+
+    def presumed(self, name: str) -> frozenset[str]:
+        """What an unlisted `name` may have been kept under, where that is not remembered: each of these is
+        taken for it. Of a listed name every link is remembered.
+        """
+        if self._listed(name) or self._book.knows(name):
+            return frozenset()
+        return self._book.may_have_been()
 
     def forget(self, names: Collection[str]) -> None:
         """They have new keys, and nothing that ran before."""

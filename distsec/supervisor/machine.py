@@ -158,7 +158,11 @@ class LocalMachine:
     async def adopt(self, node: NodeSpec) -> Process | None:
         """The node's process of an earlier orchestrator. None: not there any more; what it left is ended."""
         relative = f"{self._directory(node)}/run.json"
-        run = read_run(self.store.read(relative)) if self.store.exists(relative) else None
+        try:
+            run = read_run(self.store.read(relative)) if self.store.exists(relative) else None
+        except StoreError:
+            # The node may have written it itself. What of it lives is found by its log, and ended.
+            run = None
         if run is not None and (process := NodeProcess.adopt(run, self._log(node))) is not None:
             return process
         left = await asyncio.to_thread(leftovers, run, self._log(node))
@@ -279,7 +283,15 @@ class LocalMachine:
     def certificate(self, node: NodeSpec) -> Certificate | None:
         if not self.spec.carrier.encrypted:
             return None
-        return certificate_of(self.store.read(f"{self._directory(node)}/{render.CERTIFICATE}"))
+        relative = f"{self._directory(node)}/{render.CERTIFICATE}"
+        try:
+            return certificate_of(self.store.read(relative))
+        except ValueError:
+            raise StoreError(
+                "is no certificate (PEM)",
+                where=str(self.store.path(relative)),
+                do=f"stop {node.name}, remove that file, run `distsec init`, and start it",
+            ) from None
 
     def _environment(self, node: NodeSpec) -> Mapping[str, str]:
         user = pwd.getpwuid(os.geteuid())

@@ -149,7 +149,10 @@ class ManagedNode:
 
     @property
     def takes_policy(self) -> bool:
-        return self.status.agent or self.status.state is NodeState.RUNNING
+        """Also one that has not said hello yet: it may have read its file before the change, and link."""
+        status = self.status
+        starting = status.state is NodeState.STARTING and status.pid is not None
+        return status.agent or status.state is NodeState.RUNNING or starting
 
     @property
     def active_digest(self) -> str | None:

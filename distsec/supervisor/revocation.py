@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from distsec.core.wanted import Overlay, TaintStage
 from distsec.errors import NotAcknowledged, NotFound, UsageError
-from distsec.model.cluster import Certificate
 from distsec.model.names import NodeName
 from distsec.model.text import escape
+from distsec.supervisor.certificates import Held, held_certificates
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.policy import who
@@ -43,9 +43,11 @@ class Revocation:
         self._cluster = cluster
 
     async def certificates(self) -> dict[str, Any]:
-        """{"certificates": [one a managed node], "revoked": [serials]}; the files are read anew."""
+        """{"certificates": [one a managed node], "revoked": [serials], "unknown": {node: why}}; the files
+        are read anew.
+        """
         revoked = self._cluster.desk.wanted.overlay.revoked
-        held = await asyncio.to_thread(self._current)
+        held = await self._current()
         return {
             "certificates": [
                 {
@@ -56,14 +58,15 @@ class Revocation:
                     "not_after": certificate.not_after,
                     "revoked": certificate.serial in revoked,
                 }
-                for name, certificate in held.items()
+                for name, certificate in held.known.items()
             ],
             "revoked": sorted(revoked),
+            "unknown": {name: escape(why, 1024) for name, why in held.unknown.items()},
         }
 
     async def revoke(self, what: str) -> dict[str, Any]:
         """Revokes the certificate of that serial, or those that a node has (or has shown, if it is not
-        managed here).
+        managed here, or its file cannot be read).
 
         Persisted first, like a denial. Raises UsageError, NameInvalid, NotFound, StoreError (nothing is
         changed), NotAcknowledged.
@@ -74,7 +77,7 @@ class Revocation:
                 f"links of {cluster.spec.mode} mode show no certificate, so none can be revoked",
                 do="use `distsec deny NODE`",
             )
-        held = await asyncio.to_thread(self._current)
+        held = await self._current()
         name = str(NodeName.parse(what)) if "@" in what else None
         serials = frozenset({serial_of(what)}) if name is None else self._serials(name, held)
         if await asyncio.to_thread(cluster.machine.records.authority_serial) in serials:
@@ -98,22 +101,26 @@ class Revocation:
             "serials": sorted(serials),
             "generation": cluster.desk.wanted.generation,
             "acknowledged": list(outcome.acknowledged),
-            "current_of": [node for node, certificate in held.items() if certificate.serial in serials],
+            "current_of": [node for node, each in held.known.items() if each.serial in serials],
+            "unknown": sorted(held.unknown),
         }
 
-    def _serials(self, name: str, held: dict[str, Certificate]) -> frozenset[str]:
-        if name in held:
-            return frozenset({held[name].serial})
-        shown = self._cluster.memory.serials(name)
-        others = {certificate.serial for certificate in held.values()}  # a node may lie about what was shown
+    def _serials(self, name: str, held: Held) -> frozenset[str]:
+        if name in held.known:
+            return frozenset({held.known[name].serial})
+        before = held.serial(name)
+        shown = self._cluster.memory.serials(name) | ({before} if before is not None else set())
+        # A node may lie about what was shown.
+        others = {held.serial(each) for each in (*held.known, *held.unknown) if each != name}
         if not shown - others:
             raise NotFound(
                 f"no certificate of {name} is known here", do="name its serial number, in hexadecimal"
             )
         return shown - others
 
-    def _current(self) -> dict[str, Certificate]:
-        """Of every managed node. Blocks; for a thread."""
-        machine, nodes = self._cluster.machine, tuple(self._cluster.nodes.values())
-        found = ((node.name, machine.certificate(node.spec)) for node in nodes)
-        return {name: certificate for name, certificate in found if certificate is not None}
+    async def _current(self) -> Held:
+        cluster = self._cluster
+        held = await asyncio.to_thread(held_certificates, cluster.machine, tuple(cluster.nodes.values()))
+        for name, why in held.unknown.items():
+            cluster.note("warning", "a node's certificate cannot be read", node=name, error=why)
+        return held

@@ -4,7 +4,7 @@
 
 -include_lib("kernel/include/dist.hrl").
 
--export([first_frame/1, challenge_frame/1, claim/3, decide/2, decide/3, ending/3, printable/1]).
+-export([first_frame/1, challenge_frame/1, flags_and_name/1, claim/3, decide/2, decide/3, ending/3, printable/1]).
 
 -define(MAX_NAME_BYTES, 255).
 -define(HEADER_BYTES, 15).     % $N, flags, creation, length of the name (dist_util:recv_name_new/2)
@@ -37,6 +37,11 @@ challenge_frame(Frame) ->
         {ok, Flags, Name} -> {ok, Name, Flags band ?DFLAG_PUBLISHED =:= 0};
         error -> error
     end.
+
+%% What first_frame/1 reads, unjudged: for the self-check.
+-spec flags_and_name(binary()) -> {ok, Flags :: non_neg_integer(), Name :: binary()} | error.
+flags_and_name(Frame) ->
+    named(Frame, ?HEADER_BYTES).
 
 named(Frame, Header) when byte_size(Frame) >= Header ->
     Length = binary:decode_unsigned(binary:part(Frame, Header - 2, 2)),

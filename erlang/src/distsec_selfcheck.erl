@@ -4,6 +4,7 @@
 %% either does what is needed or does not listen (MAINTENANCE.md has the list).
 -module(distsec_selfcheck).
 
+-include_lib("kernel/include/dist.hrl").
 -include_lib("kernel/include/dist_util.hrl").
 
 -export([ensure/0, checks/0, run/1]).
@@ -11,6 +12,8 @@
 %% Far beyond what a busy machine needs: a node that is merely slow is not to be halted.
 -define(DEADLINE_MS, 60000).
 -define(STEP_MS, 20000).
+%% One flag of either half, so that a frame in which they moved is not taken for one that has them.
+-define(BOTH_HALVES, (?DFLAG_NAME_ME bor ?DFLAG_HANDSHAKE_23)).
 -define(CALLS, [{dist_util, handshake_other_started, 1}, {dist_util, handshake_we_started, 1},
                 {dist_util, start_timer, 1}, {dist_util, reset_timer, 1}, {dist_util, split_node, 1},
                 {dist_util, net_ticker_spawn_options, 0}, {tls_sender, dist_handshake_complete, 3},
@@ -36,7 +39,7 @@ ensure() ->
 
 -spec checks() -> [check()].
 checks() ->
-    [{functions, fun functions/0}, {first_frame, fun first_frame/0},
+    [{functions, fun functions/0}, {first_frame, fun first_frame/0}, {answer, fun answer/0},
      {no_certificate, fun no_certificate/0}, {handshake, fun handshake/0}].
 
 %% Runs each in a process of its own, which may fail as it likes.
@@ -72,25 +75,53 @@ functions() ->
 %% dist_util takes our #hs_data{} and sends a frame that distsec_gate reads. This node has no name yet,
 %% so what it sends is the name of its host, with the wish to be named.
 first_frame() ->
-    Self = self(),
-    {_, Monitor} = spawn_monitor(
-                     fun() ->
-                             Data = #hs_data{kernel_pid = Self, other_node = 'other@selfcheck',
-                                             this_node = 'undefined@selfcheck', timer = Self,
-                                             socket = Self, this_flags = 0, request_type = normal,
-                                             f_send = fun(_, Sent) -> exit({sent, iolist_to_binary(Sent)}) end},
-                             dist_util:handshake_we_started(Data)
-                     end),
-    receive
-        {'DOWN', Monitor, _, _, {sent, Frame}} ->
-            case distsec_gate:first_frame(Frame) of
-                {error, unsafe_name, <<"selfcheck">>} -> ok;
+    case sent(fun dist_util:handshake_we_started/1, <<>>) of
+        {ok, Frame} ->
+            case distsec_gate:flags_and_name(Frame) of
+                {ok, Flags, <<"selfcheck">>} when Flags band ?BOTH_HALVES =:= ?BOTH_HALVES -> ok;
                 Other -> {error, text("the first frame is read as ~0P", [Other, 12])}
             end;
+        {error, Why} ->
+            {error, "dist_util sends no first frame: " ++ Why}
+    end.
+
+%% As the one who is dialled dist_util takes from a first frame the name that distsec_gate reads, asks
+%% net_kernel about it, and answers. (What it sends next needs a node that has its name.)
+answer() ->
+    {ok, Frame} = sent(fun dist_util:handshake_we_started/1, <<>>),
+    {ok, Flags, _} = distsec_gate:flags_and_name(Frame),
+    Static = <<$N, (Flags band (bnot ?DFLAG_NAME_ME)):64, 1:32, 15:16, "other@selfcheck">>,
+    {ok, <<"other@selfcheck">>, true} = distsec_gate:first_frame(Static),
+    case sent(fun dist_util:handshake_other_started/1, Static) of
+        {ok, <<"sok">>} -> ok;
+        {ok, Other} -> {error, text("a first frame is answered by ~0P", [Other, 12])};
+        {error, Why} -> {error, "a first frame is not answered: " ++ Why}
+    end.
+
+%% The first frame that dist_util sends in Handshake, where the other side has sent Received.
+sent(Handshake, Received) ->
+    Self = self(),
+    Data = #hs_data{kernel_pid = Self, other_node = 'other@selfcheck', this_node = 'undefined@selfcheck',
+                    timer = Self, socket = Self, this_flags = 0, request_type = hidden, allowed = [],
+                    f_send = fun(_, Frame) -> exit({sent, iolist_to_binary(Frame)}) end,
+                    f_recv = fun(_, _, _) -> {ok, binary_to_list(Received)} end},
+    {Pid, Monitor} = spawn_monitor(fun() -> Handshake(Data) end),
+    answer_as_net_kernel(Pid, Monitor).
+
+answer_as_net_kernel(Pid, Monitor) ->
+    receive
+        {'DOWN', Monitor, _, _, {sent, Frame}} ->
+            {ok, Frame};
         {'DOWN', Monitor, _, _, Why} ->
-            {error, text("dist_util sends no first frame: ~0P", [Why, 12])}
+            {error, text("~0P", [Why, 12])};
+        {Pid, {accept_pending, 'undefined@selfcheck', 'other@selfcheck', hidden}} ->
+            Pid ! {self(), {accept_pending, ok}},
+            answer_as_net_kernel(Pid, Monitor);
+        {Pid, Other} ->
+            exit(Pid, kill),
+            {error, text("it asks ~0P", [Other, 12])}
     after ?STEP_MS ->
-            {error, "dist_util sends no first frame"}
+            {error, "it waits"}
     end.
 
 %% A peer that shows no certificate must fail the handshake.

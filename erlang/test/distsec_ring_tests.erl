@@ -53,7 +53,11 @@ many_writers_lose_nothing_below_the_capacity_test() ->
     [receive {'DOWN', R, process, P, normal} -> ok end || {P, R} <- Writers],
     ?assertEqual({lists:seq(1, 8000), 8000}, all(refusals)).
 
-wakes_the_agent_once_until_it_reads_test() ->
+%% In a process of its own, to which nothing else that was tested is still sending.
+wakes_the_agent_once_until_it_reads_test_() ->
+    {spawn, fun wakes_the_agent_once_until_it_reads/0}.
+
+wakes_the_agent_once_until_it_reads() ->
     ok = distsec_ring:new(),
     true = register(distsec_agent, self()),
     [distsec_ring:put(refusals, #{}) || _ <- lists:seq(1, 1000)],

@@ -10,6 +10,7 @@
     mesh        20 nodes of `distsec run` until all are linked, against a bare script with the same options
 
 What is compared runs at the same time and is measured in turn; a ratio is the median of the rounds' ratios,
-and what is printed behind it are their quartiles. Everything runs on loopback in a directory of its own and
-is ended by pid. `--quick` measures for less time, `--otp 27` on one release only.
+and what is printed behind it are their quartiles. A round of links in which others had the machine is taken
+again, and a row says how many were disturbed all the same (docs/speed.md). Everything runs on loopback in a
+directory of its own and is ended by pid. `--quick` measures for less time, `--otp 27` on one release only.
 """

@@ -1,7 +1,8 @@
 """OTP as it might be one day, or in somebody's build: stand-ins of single modules that break one assumption.
 
-A stand-in of `ssl` has the functions that are broken, and hands everything else on to the real module, which is
-compiled from the release's own source under another name; of other modules the source is changed in one place.
+A stand-in of `ssl` has the functions that are broken, and hands everything else on to the real module, which
+is compiled from the release's own source under another name; of other modules the source is changed in one
+place.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _WRAPPED_EXPORTS = (
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """`says`: of which check the node must complain, and how that begins. `functions`: of `ssl`, instead of the
-    real ones; or `patch`: what is replaced in the source of `module` by what.
+    """`says`: of which check the node must complain, and how that begins. `functions`: of `ssl`, instead of
+    the real ones; or `patch`: what is replaced in the source of `module` by what.
     """
 
     says: str
@@ -66,6 +67,11 @@ STAND_INS: Mapping[str, StandIn] = {
     ),
     "no-frame": StandIn(
         "first_frame: dist_util sends no first frame", "dist_util", patch=("send_name(HSData),", "ok,")
+    ),
+    "other-name": StandIn(
+        "answer: a first frame is not answered: it asks {accept_pending,",
+        "dist_util",
+        patch=("lists:split(NameLen, Rest)", "lists:split(NameLen - 1, Rest)"),
     ),
     "lets-in-nobody-knows-whom": StandIn(
         "no_certificate: a peer without a certificate is let in",
@@ -124,7 +130,8 @@ handshake(Socket, Options, Timeout) ->
         "handshake: the sender is",
         exports=_WRAPPED_EXPORTS,
         functions=_WRAPPED
-        + "wrapped({ok, Ssl}) -> {ok, {sslsocket, Ssl, [x, whereis(code_server)]}}; wrapped(Error) -> Error.\n"
+        + "wrapped({ok, Ssl}) -> {ok, {sslsocket, Ssl, [x, whereis(code_server)]}};\n"
+        + "wrapped(Error) -> Error.\n"
         + "real({sslsocket, Ssl, [x, _]}) -> Ssl; real(Ssl) -> Ssl.\n",
     ),
     "no-frames": StandIn(

@@ -181,9 +181,10 @@ def test_a_peer_that_knows_of_no_denial_splits_nobody_either_and_may_come_back_a
 
 @pytest.mark.parametrize("connect", ["mesh", "none"])
 def test_what_an_ejected_node_has_split_is_mended_and_nothing_else_is_linked(
-    otp: Otp, make_cluster: Callable[..., Cluster], connect: str
+    otps: tuple[Otp, ...], make_cluster: Callable[..., Cluster], connect: str
 ) -> None:
-    cluster = make_cluster(otp, ["a", "b", "loner", "x"])
+    by_name = {name: otps[number % len(otps)] for number, name in enumerate(("a", "b", "loner", "x"))}
+    cluster = make_cluster(by_name, list(by_name))
     cluster.settings["security"]["distribution"]["connect"] = connect
     cluster.init()
     cluster.run()

@@ -130,3 +130,13 @@ async def test_what_an_earlier_boot_called_the_leader_is_nobody_now(
     finally:
         if (found := proc.stat(helper)) is not None and found.session == leader.pid:
             os.kill(helper, signal.SIGKILL)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b'{"pid": "1"}'])
+async def test_a_node_that_spoils_its_own_record_is_not_adopted_and_keeps_nobody_from_starting(
+    machine: LocalMachine, content: bytes
+) -> None:
+    machine.store.write(f"{DIRECTORY}/run.json", content)
+    assert await asyncio.wait_for(machine.adopt(NODE), 20) is None
+    assert not machine.store.exists(f"{DIRECTORY}/run.json")

@@ -365,6 +365,7 @@ ATTACKS = (
         replayed,
         "malformed",
         "handshake_timeout",
+        "flood_dropped",
         "name_not_in_certificate",
         needs=_INSIDER,
     ),
