@@ -35,6 +35,8 @@ def list_all(as_json: bool, config: str | None) -> None:
         click.echo(
             "  ".join(f"{text:<{width}}" for text, width in zip(columns, _widths(rows), strict=True)).rstrip()
         )
+    for node, why in document.get("unknown", {}).items():
+        click.echo(f"distsec: warning: {shown(node)}: no certificate can be read: {shown(why)}", err=True)
     own = {each.get("serial") for each in document.get("certificates", [])}
     others = [serial for serial in document.get("revoked", []) if serial not in own]
     if others:

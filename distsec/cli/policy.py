@@ -107,12 +107,19 @@ def _contained(answer: Mapping[str, Any]) -> Iterator[str]:
     if held is not None:
         yield f"re-keyed and held: {escape(str(held))} (until `distsec allow` and `distsec start`)"
     if names["elsewhere"]:
-        yield f"tainted, not managed here, cut off until re-keyed there: {', '.join(names['elsewhere'])}"
+        yield f"tainted, not managed here, until `distsec allow` or `deny`: {', '.join(names['elsewhere'])}"
+    if names["presumed"]:
+        yield (
+            "whose certificate that name came with is not remembered: taken for it are "
+            + ", ".join(names["presumed"])
+        )
+    if names["unknown"]:
+        yield f"no certificate could be read, what was shown is revoked: {', '.join(names['unknown'])}"
     if names["others"]:
         yield f"were linked too, and cannot be re-keyed here: {', '.join(names['others'])}"
 
 
-_LISTS = ("rekeyed", "elsewhere", "others", "revoked")
+_LISTS = ("rekeyed", "elsewhere", "others", "presumed", "revoked", "unknown")
 
 
 def acknowledged(what: str, answer: Mapping[str, Any]) -> str:

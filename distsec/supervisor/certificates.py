@@ -1,4 +1,4 @@
-"""Which certificates the managed nodes have, of which each owns its directory and may have put anything there.
+"""Which certificates the managed nodes have. Each owns its directory, and may have put anything there.
 
 So a file that is missing or cannot be understood says nothing, and keeps nobody from deciding on others.
 """

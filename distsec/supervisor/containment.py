@@ -137,7 +137,7 @@ class Containment:
         added = sorted(self._added.pop(name, set()) - set(condemned))
         late |= await self._until_clean(added)
         condemned += added
-        others = {each for each in set(reached) - listed - set(cluster.nodes) - {name}}
+        others = set(reached) - listed - set(cluster.nodes) - {name}
         answer = {
             "name": name,
             "generation": desk.wanted.generation,

@@ -8,6 +8,7 @@
 -define(HANDOVER_MS, 10000).
 -define(FIRST_BACKOFF_MS, 20).
 -define(LONGEST_BACKOFF_MS, 1000).
+-define(TELL_EVERY_MS, 60000).
 
 %% Called in net_kernel, which links with it and starts another should it end (net_kernel:restart_distr/2
 %% closes everything then, so it does not end for what will pass).
@@ -44,8 +45,7 @@ accept(Listen, Family, Kernel, Backoff) ->
                           Why =:= system_limit ->
             %% Out of descriptors: waiting lets the deadlines of those that hold them pass. To end here
             %% would take the distribution down.
-            _ = Backoff =:= ?FIRST_BACKOFF_MS
-                andalso logger:warning("distsec: no connection can be accepted (~p); trying again", [Why]),
+            tell(Why),
             receive after Backoff -> ok end,
             accept(Listen, Family, Kernel, min(Backoff * 2, ?LONGEST_BACKOFF_MS));
         {error, _} -> % the peer was gone before it was accepted
@@ -53,8 +53,27 @@ accept(Listen, Family, Kernel, Backoff) ->
             accept(Listen, Family, Kernel, Backoff)
     end.
 
+%% Once a minute at the most: the limit may be reached and left many times a second.
+tell(Why) ->
+    Now = erlang:monotonic_time(millisecond),
+    case get(told) of
+        Last when is_integer(Last), Now - Last < ?TELL_EVERY_MS -> ok;
+        _ ->
+            put(told, Now),
+            logger:critical("distsec: no connection can be accepted (~p); raise the limit of open files "
+                            "or processes. Links that are up stay, and it is tried again", [Why])
+    end.
+
 begin_handshake(Socket, Family, Kernel) ->
-    Worker = spawn(fun() -> wait(Family, Kernel) end),
+    try spawn(fun() -> wait(Family, Kernel) end) of
+        Worker -> begin_handshake(Worker, Socket)
+    catch
+        error:system_limit -> % no process can be started, so this one must not end
+            gen_tcp:close(Socket),
+            tell(system_limit)
+    end.
+
+begin_handshake(Worker, Socket) ->
     Address = case inet:peername(Socket) of
                   {ok, Peer} -> Peer;
                   {error, _} -> undefined

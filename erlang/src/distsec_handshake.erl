@@ -21,13 +21,23 @@
 admitted(Id, Ssl) ->
     case distsec_tls:peer(Ssl) of
         {ok, Peer} ->
-            distsec_attempts:learn(Id, maps:merge(distsec_verify:session(Peer), distsec_tls:details(Ssl))),
-            distsec_attempts:learn(Id, #{controller => distsec_tls:controller(Ssl)}),
-            passes(Id);
+            verified(Id, Peer) andalso known(Id, Ssl, Peer);
         {error, Reason} ->
             distsec_attempts:refuse(Id, Reason, #{}),
             false
     end.
+
+%% verify_fun has been asked about this very certificate, and let it pass.
+verified(Id, #{serial := Serial}) ->
+    case distsec_attempts:facts(Id) of
+        #{serial := Serial} -> true;
+        _ -> distsec_attempts:refuse(Id, certificate_invalid, #{detail => <<"not verified">>}), false
+    end.
+
+known(Id, Ssl, Peer) ->
+    distsec_attempts:learn(Id, maps:merge(distsec_verify:session(Peer), distsec_tls:details(Ssl))),
+    distsec_attempts:learn(Id, #{controller => distsec_tls:controller(Ssl)}),
+    passes(Id).
 
 passes(Id) ->
     case distsec_attempts:facts(Id) of
@@ -204,6 +214,7 @@ hs_data(Id, Ssl, Direction, Controller) ->
                    %% The last gate: until this call nothing of the peer is delivered.
                    passes(Id) orelse refused(Ssl),
                    distsec_attempts:stage(Id, up),
+                   distsec_watch:tell_of_links(),
                    tls_sender:dist_handshake_complete(Controller, Node, Handle)
            end}.
 

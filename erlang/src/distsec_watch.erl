@@ -4,7 +4,7 @@
 -module(distsec_watch).
 -behaviour(gen_server).
 
--export([start_link/0, enforce/1, disconnect/2]).
+-export([start_link/0, enforce/1, disconnect/2, tell_of_links/0]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
 -define(SUBSCRIBE_EVERY_MS, 20).
@@ -12,6 +12,7 @@
 -define(KICK_EVERY_MS, 2).
 -define(SETTLE_EVERY_MS, 1).
 -define(SETTLE_MS, 300).
+-define(TELL_MS, 20).
 
 %% `settling`: links that are up while net_kernel has not told yet with whom (see up/3), and the
 %% monotonic time in milliseconds until which that is waited for.
@@ -48,6 +49,13 @@ disconnect(Peer, TimeoutMs) ->
                 _ -> still_up
             end
     end.
+
+%% Returns when every nodeup so far stands on the ring as an event: the carrier waits for that before it
+%% delivers the first byte of a peer, whose first term could else take back that it was ever here. Bounded,
+%% since no link may hang on this process.
+-spec tell_of_links() -> ok.
+tell_of_links() ->
+    try gen_server:call(?MODULE, audit, ?TELL_MS) catch exit:_ -> ok end.
 
 await_down(Left, Deadline) ->
     case {Left(), erlang:monotonic_time(millisecond) < Deadline} of

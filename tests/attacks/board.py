@@ -170,7 +170,8 @@ unless the attack is about cookies: that is what one node that was taken over gi
 --list` says what each attack is and needs.
 
 *Executed* means that the victim did as it was told: it called the attacker back, or it answered a link or
-a monitor. The attacker sends what shall run right behind the cookie, in the same write.
+a monitor. The attacker sends what shall run right behind the cookie, in the same write. An attack ends
+after `--seconds`, however many attempts were wanted: the cell has the number that was tried.
 
 ## Executed / tried
 Bold: code ran, or at least a link came up. An empty cell: the attack does not apply there, or takes what

@@ -1,4 +1,4 @@
-"""A node whose OTP does not do what the carrier leans on, or whose optfile asks for what undoes it, never listens.
+"""A node whose OTP does not do what the carrier leans on never listens, nor one whose optfile would undo it.
 
 Each node is started by hand with a stand-in of one OTP module before OTP's own in its code path, or with an
 optfile that its guard would take: the orchestrator's own hand, misled, could have written it.

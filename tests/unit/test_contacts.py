@@ -119,14 +119,17 @@ def test_a_tool_whose_time_is_over_and_that_met_one_node_only_makes_room() -> No
     for number in range(MAX_UNLISTED - 1):
         book.down("a", tool(number, until=200), 150)
     book.up("a", tool(1000, until=900), 300)
-    # Left are the one that met b as well, the one whose link is up, and the new one.
+    # Left are the one that met b as well, the one that is up, the new one, and that there were more.
     last = MAX_UNLISTED - 1
     assert pairs(book) == {
         ("a", "spiffe://demo/cli/0"),
         ("b", "spiffe://demo/cli/0"),
         ("a", f"spiffe://demo/cli/{last}"),
         ("a", "spiffe://demo/cli/1000"),
+        ("?a", "a"),
     }
+    assert Contact("?a", "a", 0, 150) in book.contacts()
+    assert "?a" in book.may_have_been()
 
 
 def test_the_newest_serials_are_remembered() -> None:
@@ -135,6 +138,25 @@ def test_the_newest_serials_are_remembered() -> None:
         book.up("a", listed("b", serial=f"{number:02x}"), number)
     book.up("a", listed("b", serial="NO SERIAL"), 30)
     assert book.serials("b") == tuple(f"{number:02x}" for number in range(20 - MAX_REMEMBERED, 20))
+
+
+def test_a_liar_makes_nobody_forget_what_another_node_was_shown() -> None:
+    book = ContactBook()
+    book.up("honest", listed("far", serial="f1"), 1)
+    for number in range(20):
+        book.up("liar", listed("far", serial=f"e{number:03x}"), 2)
+    assert "f1" in book.serials("far")
+    assert len(book.serials("far")) == MAX_REMEMBERED + 1
+
+
+def test_a_name_that_is_forgotten_may_have_been_of_whoever_showed_many() -> None:
+    book = ContactBook()
+    for number in range(MAX_REMEMBERED + 1):
+        book.up("a", tool(7, name=f"cli-{number}@h"), 10)
+    book.up("a", tool(8), 10)
+    assert not book.knows("cli-0@h")
+    assert book.knows("cli-8@h")
+    assert book.may_have_been() == {"spiffe://demo/cli/7"}
 
 
 def test_who_has_new_keys_is_linked_with_nobody() -> None:
@@ -211,6 +233,8 @@ def test_the_record_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
     book = ContactBook()
     book.up("a", listed("b", serial="0a"), 5)
+    book.up("c", listed("b", serial="0a"), 5)
+    book.up("d", listed("b", serial="0b"), 5)
     book.up("a", tool(1), 6)
     book.down("a", tool(1), 7)
     save_contacts(store, contacts_document(book))

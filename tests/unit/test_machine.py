@@ -16,6 +16,7 @@ import pytest
 from distsec.beam import proc
 from distsec.beam.node import RunRecord, boot_id
 from distsec.beam.provision import provision
+from distsec.errors import StoreError
 from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec
 from distsec.model.names import NodeName
 from distsec.pki.store import Store
@@ -66,6 +67,16 @@ def refused(machine: LocalMachine, text: str = "proto_dist -proto_dist twice\n")
     path = machine.store.path(DIRECTORY) / "guard.refused"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n", None])
+def test_a_certificate_file_that_is_none_is_an_error_that_names_it(
+    machine: LocalMachine, content: bytes | None
+) -> None:
+    path = machine.store.path(f"{DIRECTORY}/certificate.pem")
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"certificate\.pem"):
+        machine.certificate(NODE)
 
 
 def test_a_refusal_is_told_once(machine: LocalMachine) -> None:

@@ -93,7 +93,7 @@ def test_a_denial_of_a_compromised_node_says_who_is_clean_held_and_beyond_reach(
         "revoked: 2 certificates\n"
         "re-keyed and clean: poller@127.0.0.1\n"
         "re-keyed and held: agent@127.0.0.1 (until `distsec allow` and `distsec start`)\n"
-        "tainted, not managed here, cut off until re-keyed there: far@10.0.0.9\n"
+        "tainted, not managed here, until `distsec allow` or `deny`: far@10.0.0.9\n"
         "were linked too, and cannot be re-keyed here: spiffe://demo/cli/x\n"
     )
     assert orchestrator.fake.asked == [("deny", NODES[1], True, 1769860800.0)]

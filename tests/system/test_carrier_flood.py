@@ -1,0 +1,199 @@
+"""A node under a flood of half-open handshakes: others join it as fast as ever, and nothing of it stays behind."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.releases import OTPS, Otp
+from tests.system.cluster import Cluster
+from tests.system.flood import Flood, flood
+
+MAX_OF_SOURCE, MAX_IN_ALL = 64, 256  # distsec_attempts.erl
+TLS_SECONDS = 5  # distsec_acceptor.erl, TLS_MS
+OPEN = 2000
+ARRIVING_PER_SECOND = 200
+JOINS = 15
+JOIN_MILLISECONDS = 100
+"""A genuine node joins within this (the median), whatever strangers do."""
+
+ELSEWHERE = [f"127.0.1.{number}" for number in range(1, 201)]
+
+_COUNTS = """
+{erlang:system_info(process_count), erlang:system_info(port_count), erlang:system_info(atom_count),
+ lists:sum([S || T <- ets:all(), S <- [ets:info(T, size)], is_integer(S)]), length(ets:all()),
+ length(distsec_attempts:all())}
+"""
+_REFUSALS = "maps:get(refusals, distsec_count:report())"
+_HALF_OPEN = "distsec_halfopen:size(maps:get(half_open, sys:get_state(distsec_attempts)))"
+
+
+@pytest.fixture(scope="module", params=OTPS, ids=str)
+def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
+    chosen: Otp = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
+    request.node.user_properties.append(("otp", otp.stands_for))
+
+
+@pytest.fixture(scope="module")
+def pair(otp: Otp, beams: Path) -> Iterator[Cluster]:
+    """`a`, the victim, and `b`, the genuine node; nobody dials but the test."""
+    with Cluster(otp, beams, ["a", "b"], carrier="distsec") as cluster:
+        cluster.settings["security"]["distribution"]["connect"] = "none"
+        cluster.init()
+        cluster.run()
+        cluster.wait_running()
+        join(cluster)  # what is loaded or made once is there before anything is counted
+        with flood(cluster.port("a")) as warm:
+            warm.idle(MAX_OF_SOURCE + 1)
+            wait_over(cluster, warm)
+        yield cluster
+
+
+def join(cluster: Cluster) -> float:
+    """How long b takes to join a, in milliseconds; it leaves again."""
+    took = cluster.erl(
+        "b",
+        "{T, true} = timer:tc(net_kernel, connect_node, ['a@127.0.0.1']), erlang:disconnect_node('a@127.0.0.1'), T",
+    )
+    cluster.wait(lambda: cluster.erl("a", "nodes(connected)") == "[]", "b to be gone")
+    return int(took) / 1000
+
+
+def refusals(cluster: Cluster) -> dict[str, int]:
+    """Inbound refusals of a by reason, as a counts them."""
+    listed = cluster.erl("a", f"[{{R, N}} || {{in, R, N}} <- {_REFUSALS}]")
+    pairs = (entry.split(",") for entry in listed.strip("[]{}").split("},{") if entry)
+    return {reason: int(number) for reason, number in pairs}
+
+
+def grown(cluster: Cluster, before: dict[str, int]) -> dict[str, int]:
+    now = refusals(cluster)
+    return {
+        reason: now[reason] - before.get(reason, 0) for reason in now if now[reason] > before.get(reason, 0)
+    }
+
+
+def counted_by_operator(cluster: Cluster) -> float:
+    """All refusals of a in /metrics."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(cluster.metrics())
+        for sample in family.samples
+        if sample.name == "distsec_security_refusals_total" and sample.labels["node"] == cluster.node("a")
+    )
+
+
+def wait_over(cluster: Cluster, strangers: Flood) -> None:
+    """Waits until nothing of a flood is left in a."""
+    strangers.close()
+    cluster.wait(lambda: cluster.erl("a", "distsec_attempts:all()") == "[]", "the end of all attempts", 30)
+
+
+@pytest.fixture(scope="module")
+def flooded(pair: Cluster) -> Iterator[dict[str, object]]:
+    """The whole flood once a release; the tests look at what came of it."""
+    cluster = pair
+    counts = cluster.erl("a", _COUNTS)
+    before, told = refusals(cluster), counted_by_operator(cluster)
+    lines = len(cluster.orchestrator_lines()), len(cluster.log("a").splitlines())
+    joins: dict[str, list[float]] = {"nobody": [join(cluster) for _ in range(JOINS)]}
+    with flood(cluster.port("a")) as strangers:
+        strangers.idle(OPEN)
+        joins["idle"] = [join(cluster) for _ in range(JOINS)]
+        strangers.trickle(OPEN, ELSEWHERE)
+        with strangers.trickling():
+            joins["idle and trickling"] = [join(cluster) for _ in range(JOINS)]
+        with strangers.arriving(ARRIVING_PER_SECOND):
+            joins["arriving"] = [join(cluster) for _ in range(JOINS)]
+        with strangers.arriving(ARRIVING_PER_SECOND, ELSEWHERE[0]):
+            joins["arriving elsewhere"] = [join(cluster) for _ in range(JOINS)]
+        made = strangers.made
+        wait_over(cluster, strangers)
+    for name, times in joins.items():
+        print(f"joins, {name}: median {statistics.median(times):.1f} ms, max {max(times):.1f} ms")
+    yield {
+        "joins": joins,
+        "made": made,
+        "counts": counts,
+        "refusals": grown(cluster, before),
+        "told": told,
+        "lines": lines,
+    }
+
+
+@pytest.mark.parametrize("who", ["idle", "idle and trickling", "arriving", "arriving elsewhere"])
+def test_a_genuine_node_joins_at_once_whoever_else_is_connected(
+    flooded: dict[str, object], record_property: Callable[[str, object], None], who: str
+) -> None:
+    joins = flooded["joins"]
+    assert isinstance(joins, dict)
+    median, most = statistics.median(joins[who]), max(joins[who])
+    record_property("join_ms_median", median)
+    record_property("join_ms_max", most)
+    assert median < JOIN_MILLISECONDS, (
+        f"max {most:.0f} ms; with nobody else {statistics.median(joins['nobody'])}"
+    )
+
+
+def test_each_stranger_is_one_refusal(flooded: dict[str, object]) -> None:
+    found = flooded["refusals"]
+    assert isinstance(found, dict)
+    assert sum(found.values()) == flooded["made"], found
+    assert set(found) <= {"flood_dropped", "handshake_timeout", "closed"}
+
+
+def test_the_operator_counts_each_and_is_not_told_of_each(pair: Cluster, flooded: dict[str, object]) -> None:
+    made, told, lines = flooded["made"], flooded["told"], flooded["lines"]
+    assert isinstance(made, int) and isinstance(told, float) and isinstance(lines, tuple)
+    pair.wait(lambda: counted_by_operator(pair) - told == made, "every refusal to be counted")
+    assert len(pair.orchestrator_lines()) - lines[0] < made / 10
+    assert len(pair.log("a").splitlines()) - lines[1] < 10
+
+
+def test_nothing_of_a_flood_stays_behind(pair: Cluster, flooded: dict[str, object]) -> None:
+    pair.wait(lambda: pair.erl("a", _COUNTS) == flooded["counts"], f"the counts {flooded['counts']}", 30)
+
+
+def test_of_one_address_the_oldest_give_way_and_are_counted_exactly(pair: Cluster) -> None:
+    before = refusals(pair)
+    with flood(pair.port("a")) as strangers:
+        strangers.idle(500)
+        pair.wait(
+            lambda: grown(pair, before).get("flood_dropped", 0) == 500 - MAX_OF_SOURCE,
+            "the drops",
+            TLS_SECONDS,
+        )
+        assert strangers.open() == MAX_OF_SOURCE
+        assert pair.erl("a", _HALF_OPEN) == str(MAX_OF_SOURCE)
+        assert grown(pair, before) == {"flood_dropped": 500 - MAX_OF_SOURCE}
+        wait_over(pair, strangers)
+
+
+def test_of_many_addresses_there_are_only_so_many_in_all(pair: Cluster) -> None:
+    before = refusals(pair)
+    with flood(pair.port("a")) as strangers:
+        strangers.idle(500, ELSEWHERE)
+        pair.wait(
+            lambda: grown(pair, before).get("flood_dropped", 0) == 500 - MAX_IN_ALL, "the drops", TLS_SECONDS
+        )
+        assert strangers.open() == MAX_IN_ALL
+        assert pair.erl("a", _HALF_OPEN) == str(MAX_IN_ALL)
+        wait_over(pair, strangers)
+
+
+def test_a_silent_stranger_is_given_up_after_a_few_seconds(pair: Cluster) -> None:
+    before = refusals(pair)
+    with flood(pair.port("a")) as strangers:
+        strangers.idle(3)
+        pair.wait(lambda: strangers.open() == 0, "their end", TLS_SECONDS + 5)
+        wait_over(pair, strangers)
+    assert grown(pair, before) == {"handshake_timeout": 3}
