@@ -49,15 +49,13 @@ class Need(StrEnum):
 class Try:
     """One attempt. `address`: our end of it. `refused_seconds`: from its first byte until the victim ended
     it; None where it did not. `linked`: the victim took the cookie, so that we believe ourselves linked.
-    `reason`: how the event must call it, where attempts of one attack differ. `claimed`: the name that was
-    claimed, where one was.
+    `claimed`: the name that was claimed, where one was.
     """
 
     address: str
     refused_seconds: float | None
     linked: bool = False
     executed: bool = False
-    reason: str | None = None
     claimed: str | None = None
 
 

@@ -187,7 +187,7 @@ class Plain:
         """Whether an attack has ended the node, or its distribution."""
         try:
             socket.create_connection(self.address, 2).close()
-            return not self.control.ready()
+            return self.evaluate("is_pid(whereis(test_recorder))", 5) != "true"
         except OSError:
             return True
 
