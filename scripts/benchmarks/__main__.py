@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -70,6 +71,7 @@ def main() -> None:
     found = [release for release in releases() if not only or str(release.number) in only]
     if not found:
         parser.error("none of these releases is here: scripts/otp makes them")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all nodes are ended
     rows = measure(options.what or everything, found, options.quick)
     print(json.dumps({"schema": 1, "rows": [asdict(row) for row in rows]}) if options.json else table(rows))
 

@@ -49,7 +49,7 @@ def row(outcome: Outcome, carrier: str, otp: str, nodeups: int | None, evidence:
         otp,
         len(outcome.tries),
         outcome.executed,
-        outcome.linked if attack.counts_links or nodeups is None else nodeups,
+        max(outcome.linked, outcome.executed) if attack.counts_links or nodeups is None else nodeups,
         None if evidence is None else sum(n for reason, n in evidence.items() if reason != DIED),
         ", ".join(named) or None,
         outcome.median_refusal_ms,

@@ -45,7 +45,7 @@ Dial = fun() ->
                true ->
                    true = monitor_node(Node, true),
                    receive {{nodedown, Node}} -> true after 3000 -> erlang:disconnect_node(Node) end;
-               false ->
+               _ -> % false, or ignored where an attack has ended the victim's distribution
                    false
            end
        end,

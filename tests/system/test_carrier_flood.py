@@ -48,6 +48,8 @@ def pair(otp: Otp, beams: Path) -> Iterator[Cluster]:
     """`a`, the victim, and `b`, the genuine node; nobody dials but the test."""
     with Cluster(otp, beams, ["a", "b"], carrier="distsec") as cluster:
         cluster.settings["security"]["distribution"]["connect"] = "none"
+        for name in cluster.names:  # else global dials again of itself after a link that was brief
+            cluster.table(name)["command"] += ["-kernel", "dist_auto_connect", "never"]
         cluster.init()
         cluster.run()
         cluster.wait_running()

@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -131,7 +131,7 @@ class Target(Protocol):
     def operate(self, *arguments: str) -> None:
         """One of the operator's commands (POLICY). Raises where it fails."""
 
-    def boots(self, times: int) -> Iterator[Boot]:
+    def boots(self, times: int) -> Generator[Boot, None, None]:
         """Starts a node as often as that, one after the other (BOOT)."""
 
     def beams(self) -> Path:

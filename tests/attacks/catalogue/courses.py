@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from tests.attacks.catalogue.attack import Attack, Boot, Need, Play, Stage, Target, Try
@@ -121,15 +121,16 @@ def boot_window(stage: Stage) -> Iterable[Try]:
     stranger = stage.context(target.leaf("evil@127.0.0.1"))
     insider = stage.context(target.leaf(target.listed()))
     boots = max(1, min(stage.attempts, BOOTS))
-    for number, boot in enumerate(target.boots(boots), 1):
-        if stage.over():
-            break
-        tries: list[Try] = []
-        with _hammering(functools.partial(_at_boot, stage, boot, (stranger, insider)), tries):
-            while boot.goes_on():
-                time.sleep(LOOK_SECONDS)
-        stage.progress(number, boots)
-        yield from tries
+    with closing(target.boots(boots)) as started:
+        for number, boot in enumerate(started, 1):
+            tries: list[Try] = []
+            with _hammering(functools.partial(_at_boot, stage, boot, (stranger, insider)), tries):
+                while boot.goes_on():
+                    time.sleep(LOOK_SECONDS)
+            stage.progress(number, boots)
+            yield from tries
+            if stage.over():
+                break
 
 
 BOOTS = 50

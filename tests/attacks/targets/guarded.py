@@ -8,14 +8,15 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from distsec.control.client import ControlClient
+from tests.attacks.board import DIED
 from tests.attacks.catalogue.attack import THREADS, Boot, Need
-from tests.attacks.scene import DIAL, LISTED, VICTIM, Scene
+from tests.attacks.scene import DIAL, LISTED, RECORDER, VICTIM, Scene
 from tests.releases import Otp
 from tests.system.beam_control import Control
 from tests.system.certificates import Leaf, TestAuthority
@@ -90,7 +91,7 @@ class Guarded:
     def beams(self) -> Path:
         return self._beams
 
-    def boots(self, times: int) -> Iterator[Boot]:
+    def boots(self, times: int) -> Generator[Boot, None, None]:
         cluster = self.scene.cluster
         client = ControlClient(str(cluster.state / "control.sock"))
         environment = {**cluster.environment(), **client.environment(BOOTED)["env"]}
@@ -125,17 +126,34 @@ class Guarded:
     # ---- what it saw
 
     def begin(self) -> None:
+        if self.dead():  # the stock carrier's own weakness: the orchestrator starts the node again
+            self.scene.cluster.distsec("restart", VICTIM)
+            self.scene.cluster.wait_running()
+            self.evaluate(RECORDER)
         self.scene.begin()
         self._told_at_boot.clear()
 
-    def nodeups(self) -> int:
+    def dead(self) -> bool:
+        """Whether an attack has ended the node, or its distribution."""
+        try:
+            there = "is_pid(whereis(test_recorder)) andalso is_pid(whereis(net_kernel))"
+            return self.evaluate(there, 5) != "true"
+        except (OSError, AssertionError):
+            return True
+
+    def nodeups(self) -> int | None:
+        if self.dead():
+            return None
         return int(
             self.evaluate("test_recorder ! {take, self()}, receive {seen, Nodes} -> length(Nodes) end", 60)
         )
 
     def evidence(self) -> Counter[str]:
-        self.scene.settle()
         told: Counter[str] = Counter()
+        if self.dead():
+            told[DIED] = 1
+        else:
+            self.scene.settle()
         for (node, _, reason), number in self.scene.refusals().items():
             if node == VICTIM:
                 told[reason] += int(number)

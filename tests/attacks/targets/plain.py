@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from tests.attacks.board import DIED, LOGGED
@@ -173,13 +173,15 @@ class Plain:
     def beams(self) -> Path:
         return self._beams
 
-    def boots(self, times: int) -> Iterator[Boot]:
-        for _ in range(times):
+    def boots(self, times: int) -> Generator[Boot, None, None]:
+        try:
+            for _ in range(times):
+                self.end()
+                self._launch()
+                yield _Booting(self)
+        finally:
             self.end()
-            self._launch()
-            yield _Booting(self)
-        self.end()
-        self.start()
+            self.start()
 
     # ---- what it saw
 

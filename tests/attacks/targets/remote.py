@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,7 +147,7 @@ class Remote:
     def operate(self, *arguments: str) -> None:
         raise NotImplementedError("an attack changes nobody's policy")
 
-    def boots(self, times: int) -> Iterator[Boot]:
+    def boots(self, times: int) -> Generator[Boot, None, None]:
         raise NotImplementedError("nobody starts a remote node")
 
     # ---- what it saw
