@@ -29,6 +29,7 @@ import datetime
 import ipaddress
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.markdown:
         return _markdown(options.markdown)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started ends with us
     chosen = tuple(BY_NAME[name] for name in options.attack) if options.attack else CATALOGUE
     rows: list[Row] = []
     try:

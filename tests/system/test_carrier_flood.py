@@ -54,9 +54,10 @@ def pair(otp: Otp, beams: Path) -> Iterator[Cluster]:
         cluster.run()
         cluster.wait_running()
         join(cluster)  # what is loaded or made once is there before anything is counted
+        before = refusals(cluster)
         with flood(cluster.port("a")) as warm:
             warm.idle(MAX_OF_SOURCE + 1)
-            wait_over(cluster, warm)
+            wait_over(cluster, warm, before)
         yield cluster
 
 
@@ -99,9 +100,14 @@ def counted_by_operator(cluster: Cluster) -> float:
     )
 
 
-def wait_over(cluster: Cluster, strangers: Flood) -> None:
-    """Waits until nothing of a flood is left in a."""
+def wait_over(cluster: Cluster, strangers: Flood, before: dict[str, int]) -> None:
+    """Waits until each stranger of a flood was refused, and nothing of them is left in a."""
     strangers.close()
+    cluster.wait(
+        lambda: sum(grown(cluster, before).values()) >= strangers.made,
+        f"{strangers.made} refusals, each stranger's own, after {before}",
+        30,
+    )
     cluster.wait(lambda: cluster.erl("a", "distsec_attempts:all()") == "[]", "the end of all attempts", 30)
 
 
@@ -124,7 +130,7 @@ def flooded(pair: Cluster) -> Iterator[dict[str, object]]:
         with strangers.arriving(ARRIVING_PER_SECOND, ELSEWHERE[0]):
             joins["arriving elsewhere"] = [join(cluster) for _ in range(JOINS)]
         made = strangers.made
-        wait_over(cluster, strangers)
+        wait_over(cluster, strangers, before)
     for name, times in joins.items():
         print(f"joins, {name}: median {statistics.median(times):.1f} ms, max {max(times):.1f} ms")
     yield {
@@ -182,7 +188,7 @@ def test_of_one_address_the_oldest_give_way_and_are_counted_exactly(pair: Cluste
         assert strangers.open() == MAX_OF_SOURCE
         assert pair.erl("a", _HALF_OPEN) == str(MAX_OF_SOURCE)
         assert grown(pair, before) == {"flood_dropped": 500 - MAX_OF_SOURCE}
-        wait_over(pair, strangers)
+        wait_over(pair, strangers, before)
 
 
 def test_of_many_addresses_there_are_only_so_many_in_all(pair: Cluster) -> None:
@@ -194,7 +200,7 @@ def test_of_many_addresses_there_are_only_so_many_in_all(pair: Cluster) -> None:
         )
         assert strangers.open() == MAX_IN_ALL
         assert pair.erl("a", _HALF_OPEN) == str(MAX_IN_ALL)
-        wait_over(pair, strangers)
+        wait_over(pair, strangers, before)
 
 
 def test_a_silent_stranger_is_given_up_after_a_few_seconds(pair: Cluster) -> None:
@@ -202,5 +208,5 @@ def test_a_silent_stranger_is_given_up_after_a_few_seconds(pair: Cluster) -> Non
     with flood(pair.port("a")) as strangers:
         strangers.idle(3)
         pair.wait(lambda: strangers.open() == 0, "their end", TLS_SECONDS + 5)
-        wait_over(pair, strangers)
+        wait_over(pair, strangers, before)
     assert grown(pair, before) == {"handshake_timeout": 3}

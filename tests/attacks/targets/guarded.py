@@ -16,7 +16,7 @@ from pathlib import Path
 from distsec.control.client import ControlClient
 from tests.attacks.board import DIED
 from tests.attacks.catalogue.attack import THREADS, Boot, Need
-from tests.attacks.scene import DIAL, LISTED, RECORDER, VICTIM, Scene
+from tests.attacks.scene import DIAL, LISTED, VICTIM, Scene
 from tests.releases import Otp
 from tests.system.beam_control import Control
 from tests.system.certificates import Leaf, TestAuthority
@@ -41,12 +41,17 @@ class Guarded:
         self.otp = str(otp.release)
         self.name = VICTIM
         self.erlang = otp
-        self.scene = Scene(otp, beams, carrier=carrier, external=(BOOTED,))
         self._beams = beams
         self._leaves: dict[tuple[str, ...], Leaf] = {}
         self._cookies: dict[str, str] = {}
         self._told_at_boot: Counter[str] = Counter()
-        self.scene.__enter__()
+        self._proto_dist = carrier
+        self.scene = self._made()
+
+    def _made(self) -> Scene:
+        scene = Scene(self.erlang, self._beams, carrier=self._proto_dist, external=(BOOTED,))
+        scene.__enter__()
+        return scene
 
     @property
     def address(self) -> tuple[str, int]:
@@ -126,10 +131,11 @@ class Guarded:
     # ---- what it saw
 
     def begin(self) -> None:
-        if self.dead():  # the stock carrier's own weakness: the orchestrator starts the node again
-            self.scene.cluster.distsec("restart", VICTIM)
-            self.scene.cluster.wait_running()
-            self.evaluate(RECORDER)
+        if self.dead():  # the stock carrier's own weakness: another cluster takes its place
+            self.close()
+            self._leaves.clear()
+            self._cookies.clear()
+            self.scene = self._made()
         self.scene.begin()
         self._told_at_boot.clear()
 
