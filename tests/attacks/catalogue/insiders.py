@@ -159,8 +159,8 @@ ATTACKS = (
         "hostile_names",
         "names: NUL, bidi, 255 bytes, undefined …",
         claiming(hostile),
-        # Of a frame that is longer than any may be ssl both tells and ends the session: `closed` where the end
-        # is noticed first, as with `oversized_frame`.
+        # Of a frame that is longer than any may be ssl both tells and ends the session: `closed` where the
+        # end is noticed first, as with `oversized_frame`.
         frozenset({"name_not_in_certificate", "unsafe_name", "malformed", "not_allowed", "closed"}),
     ),
     _attack(
