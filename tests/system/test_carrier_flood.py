@@ -190,7 +190,11 @@ def test_the_operator_counts_each_and_is_not_told_of_each(pair: Cluster, flooded
 def test_nothing_of_a_flood_stays_behind(pair: Cluster, flooded: Flooded) -> None:
     seen = []
     try:
-        pair.wait(lambda: seen.append(pair.erl("a", _COUNTS)) or seen[-1] == flooded.counts, f"the counts {flooded.counts}", 30)
+        pair.wait(
+            lambda: seen.append(pair.erl("a", _COUNTS)) or seen[-1] == flooded.counts,
+            f"the counts {flooded.counts}",
+            30,
+        )
     except AssertionError:
         print("COUNTS", flooded.counts, seen[0], seen[-1])
         raise
