@@ -4,6 +4,7 @@ that is denied."""
 from __future__ import annotations
 
 import functools
+import itertools
 import ssl
 import threading
 import time
@@ -187,30 +188,32 @@ def revocation_churn(stage: Stage) -> Iterable[Try]:
     target = stage.target
     b = target.listed()
     context = stage.context(target.leaf(b))
-    denied = threading.Event()
+    denial: int | None = None  # the number of the denial that is in force; None: allowed
     tries: list[Try] = []
     window: list[Try] = []
 
     def attempt(_number: int) -> None:
-        began_denied = denied.is_set()
+        began_in = denial
         came = enter(stage, context, b, target.cookie(b), claimed=b)
-        if began_denied and denied.is_set():
+        if began_in is not None and began_in == denial:  # and not allowed in between
             window.append(came)
 
     with _hammering(attempt, []):
-        while len(tries) < stage.attempts and not stage.over():
+        for number in itertools.count():
+            if len(tries) >= stage.attempts or stage.over():
+                break
             target.operate("deny", b)
             for canary in stage.canaries():  # what was let in before is none of the denial's
                 canary.heard()
-            denied.set()
+            denial = number
             up = target.evaluate(f"lists:member({atom(b)}, nodes(connected))")
             if up != "false":
                 window.append(Try("", None, linked=True, claimed=b))
             least = len(window) + min(CHURN_TRIES, stage.attempts)
             deadline = time.monotonic() + CHURN_SECONDS
             while len(window) < least and time.monotonic() < deadline:
-                time.sleep(0.005)
-            denied.clear()
+                time.sleep(LOOK_SECONDS)
+            denial = None
             tries += window
             window.clear()
             stage.progress(min(len(tries), stage.attempts), stage.attempts)
