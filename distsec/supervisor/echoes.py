@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from distsec.model.policy import Direction, Reason
 
@@ -33,6 +34,16 @@ OF_A_PROBE = (
 MAX_REMEMBERED = 64
 
 Counts = Mapping[tuple[Direction, Reason], int]
+
+
+@dataclass(frozen=True, slots=True)
+class EchoRecord:
+    """What the next orchestrator must know of a launch. `absorbed`: reason → how many refusals were taken
+    off; `expected`: our ends of connections whose refusal was not seen yet.
+    """
+
+    absorbed: Mapping[str, int] = field(default_factory=dict)
+    expected: tuple[str, ...] = ()
 
 
 class Echoes:
@@ -82,16 +93,22 @@ class Echoes:
                 pending -= taken
         return {key: count for key, count in left.items() if count}
 
-    @property
-    def absorbed(self) -> dict[str, int]:
-        """Reason → how many of this launch were taken off; what `begin_launch` takes."""
-        return {str(reason): count for (_, reason), count in self._absorbed.items()}
+    def record(self, now: float) -> EchoRecord:
+        """What `begin_launch` takes."""
+        self._forget(now)
+        absorbed = {str(reason): count for (_, reason), count in self._absorbed.items()}
+        return EchoRecord(absorbed, tuple(self._addresses))
 
-    def begin_launch(self, absorbed: Mapping[str, int]) -> None:
-        """The node's VM is another one, whose counts began at 0; `absorbed` by an earlier orchestrator."""
+    def begin_launch(self, before: EchoRecord, now: float) -> None:
+        """The node's VM is another one, whose counts began at 0; `before` is an earlier orchestrator's.
+
+        One that was killed between its knock and the node's report of it leaves the report to us.
+        """
         self._absorbed = Counter(
-            {(Direction.IN, Reason(reason)): count for reason, count in absorbed.items()}
+            {(Direction.IN, Reason(reason)): count for reason, count in before.absorbed.items()}
         )
+        for address in before.expected[:MAX_REMEMBERED]:
+            self.expect(address, now)
 
     def _forget(self, now: float) -> None:
         self._addresses = {address: until for address, until in self._addresses.items() if until > now}

@@ -71,7 +71,7 @@ class Listener:
         self._silence = self._silence.heard(asyncio.get_running_loop().time())
         match message:
             case Opened(launch):
-                self._node.observed.opened(launch)
+                self._node.observed.opened(launch, asyncio.get_running_loop().time())
             case Snapshot():
                 self._hello(message)
             case LaneEvent():

@@ -42,6 +42,7 @@ from distsec.pki.authority import certificate_of
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
 from distsec.supervisor import boot
+from distsec.supervisor.echoes import EchoRecord
 from distsec.supervisor.external import ExternalProcess
 from distsec.supervisor.proof import Expected
 from distsec.supervisor.records import Records, StateRecords
@@ -119,8 +120,8 @@ class Machine(Protocol):
     async def preflight(self, node: NodeSpec) -> None: ...
     async def ready_epmd(self, node: NodeSpec) -> None: ...
     def rotate(self, node: NodeSpec) -> None: ...
-    def load_echoes(self, node: NodeSpec, launch: str) -> Mapping[str, int]: ...
-    def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None: ...
+    def load_echoes(self, node: NodeSpec, launch: str) -> EchoRecord: ...
+    def save_echoes(self, node: NodeSpec, launch: str, record: EchoRecord) -> None: ...
 
 
 class LocalMachine:
@@ -358,21 +359,22 @@ class LocalMachine:
         """Blocks; for a thread."""
         self._log(node).rotate()
 
-    def load_echoes(self, node: NodeSpec, launch: str) -> Mapping[str, int]:
-        """Reason → how many refusals of that launch were our own probes'; unreadable: none is taken off."""
+    def load_echoes(self, node: NodeSpec, launch: str) -> EchoRecord:
+        """Of that launch; unreadable: none is taken off."""
         try:
             found = json.loads(self.store.read(f"{self._directory(node)}/{PROBES}"))
             if found["launch"] != launch:
-                return {}
-            return {str(Reason(reason)): int(count) for reason, count in found["absorbed"].items()}
+                return EchoRecord()
+            absorbed = {str(Reason(reason)): int(count) for reason, count in found["absorbed"].items()}
+            return EchoRecord(absorbed, tuple(str(address) for address in found.get("expected", ())))
         except (StoreError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return {}
+            return EchoRecord()
 
-    def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None:
+    def save_echoes(self, node: NodeSpec, launch: str, record: EchoRecord) -> None:
         """For the next orchestrator. A disk that is full costs it an exact count, and nothing else."""
-        content = json.dumps({"launch": launch, "absorbed": dict(absorbed)}).encode() + b"\n"
+        found = {"launch": launch, "absorbed": dict(record.absorbed), "expected": record.expected}
         with contextlib.suppress(StoreError):
-            self.store.write(f"{self._directory(node)}/{PROBES}", content)
+            self.store.write(f"{self._directory(node)}/{PROBES}", json.dumps(found).encode() + b"\n")
 
     def _directory(self, node: NodeSpec) -> str:
         return provision.node_directory(node.name)

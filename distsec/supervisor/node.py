@@ -317,7 +317,7 @@ class ManagedNode:
             return verdict
         loop = asyncio.get_running_loop()
         seen = await self.hub.machine.probe(
-            self._launched, lambda address: self.observed.echoes.expect(address, loop.time())
+            self._launched, lambda address: self.observed.knocked(address, loop.time())
         )
         return judge_probe(self.hub.spec.carrier, seen)
 

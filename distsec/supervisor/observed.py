@@ -48,7 +48,7 @@ class Observed:
         self._dropped: Counter[Lane] = Counter()
         self._links_differ = 0
 
-    def opened(self, launch: str) -> None:
+    def opened(self, launch: str, now: float) -> None:
         """An agent has proven itself; another launch is another VM, which counts from 0."""
         if launch == self.launch:
             return
@@ -57,7 +57,12 @@ class Observed:
         self._refusals = {}
         self._dropped.clear()
         # An orchestrator before this one may have probed the same VM, which counts on.
-        self.echoes.begin_launch(self._machine.load_echoes(self._spec, launch))
+        self.echoes.begin_launch(self._machine.load_echoes(self._spec, launch), now)
+
+    def knocked(self, address: str, now: float) -> None:
+        """A probe of ours has connected from `address`; kept before the node can tell of it."""
+        self.echoes.expect(address, now)
+        self._save_echoes(now)
 
     def show(self, snapshot: Snapshot) -> None:
         """What it says of itself replaces what was known."""
@@ -85,8 +90,7 @@ class Observed:
         if event.kind is EventKind.REFUSAL and self.echoes.absorbs(
             event.direction, event.reason, event.address, now
         ):
-            if self.launch is not None:
-                self._machine.save_echoes(self._spec, self.launch, self.echoes.absorbed)
+            self._save_echoes(now)
             return
         self._bus.publish(to_security_event(event, self.name, time.time()))
         if event.link is None:
@@ -113,6 +117,10 @@ class Observed:
     def refusals(self) -> Counter[tuple[Direction, Reason]]:
         """How many peers it refused, all launches together, our own probes taken off."""
         return self._refusals_before + Counter(self._refusals)
+
+    def _save_echoes(self, now: float) -> None:
+        if self.launch is not None:
+            self._machine.save_echoes(self._spec, self.launch, self.echoes.record(now))
 
     def _lost(self, lane: Lane, text: str) -> None:
         event = SecurityEvent(

@@ -30,6 +30,7 @@ from distsec.model.cluster import Carrier, Certificate, ClusterSpec, Link, Mode,
 from distsec.model.names import NodeName
 from distsec.model.policy import Policy
 from distsec.model.secret import Secret
+from distsec.supervisor.echoes import EchoRecord
 from distsec.supervisor.proof import Expected
 
 OPTFILE = "0" * 64
@@ -331,7 +332,7 @@ class FakeMachine:
         self.write_error: DistsecError | None = None
         self.open_errors: dict[str, DistsecError] = {}  # nodes whose agent socket cannot be had
         self.last_pid = 100
-        self.echoes: dict[tuple[str, str], dict[str, int]] = {}
+        self.echoes: dict[tuple[str, str], EchoRecord] = {}
         self.probed = ProbeResult(
             "127.0.0.1", 1, tls=True, version="TLSv1.3", requires_client_certificate=True, tls12_refused=True
         )
@@ -438,8 +439,8 @@ class FakeMachine:
     def rotate(self, node: NodeSpec) -> None:
         pass
 
-    def load_echoes(self, node: NodeSpec, launch: str) -> dict[str, int]:
-        return self.echoes.get((str(node.name), launch), {})
+    def load_echoes(self, node: NodeSpec, launch: str) -> EchoRecord:
+        return self.echoes.get((str(node.name), launch), EchoRecord())
 
-    def save_echoes(self, node: NodeSpec, launch: str, absorbed: Mapping[str, int]) -> None:
-        self.echoes[str(node.name), launch] = dict(absorbed)
+    def save_echoes(self, node: NodeSpec, launch: str, record: EchoRecord) -> None:
+        self.echoes[str(node.name), launch] = record

@@ -10,7 +10,7 @@ from distsec.beam.messages import Listener as AgentListener
 from distsec.beam.messages import Snapshot
 from distsec.beam.proc import Listener
 from distsec.model.policy import Direction, Reason
-from distsec.supervisor.echoes import REMEMBERED_SECONDS, Echoes
+from distsec.supervisor.echoes import REMEMBERED_SECONDS, EchoRecord, Echoes
 from distsec.supervisor.proof import Expected, Judgement, judge
 
 BEAM = 42
@@ -157,7 +157,21 @@ def test_counts_lose_each_echo_once_whichever_comes_first() -> None:
     late = 4.0 + REMEMBERED_SECONDS
     assert echoes.taken_off({CERTIFICATE: 3}, late) == {CERTIFICATE: 2}  # never seen: not hidden
     successor = Echoes()
-    successor.begin_launch(echoes.absorbed)
+    successor.begin_launch(echoes.record(late), late)
     assert successor.taken_off({CERTIFICATE: 3}, late) == {CERTIFICATE: 2}
-    echoes.begin_launch({})
+    echoes.begin_launch(EchoRecord(), late)
     assert echoes.taken_off({CERTIFICATE: 3}, late) == {CERTIFICATE: 3}
+
+
+def test_a_knock_whose_echo_is_yet_to_come_is_the_next_orchestrators_too() -> None:
+    echoes = Echoes()
+    echoes.expect("127.0.0.1:1", 0.0)
+    echoes.expect("127.0.0.1:2", 0.0)
+    assert echoes.absorbs(*CERTIFICATE, "127.0.0.1:1", 1.0)
+    successor = Echoes()
+    successor.addressed = True
+    successor.begin_launch(echoes.record(1.0), 100.0)
+    assert successor.taken_off({CERTIFICATE: 2}, 100.5) == {}
+    assert not successor.absorbs(*CERTIFICATE, "127.0.0.1:1", 101.0)
+    assert successor.absorbs(*CERTIFICATE, "127.0.0.1:2", 101.0)
+    assert successor.taken_off({CERTIFICATE: 3}, 101.0) == {CERTIFICATE: 1}
