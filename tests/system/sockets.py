@@ -48,6 +48,7 @@ class SocketWatch:
             thread.join(30)
         if self.failure is not None:
             raise self.failure
+        self._look()  # what came up since the last one, as slow as the machine may be
         assert self.looks > 10, f"only {self.looks} looks: the machine is too busy to see anything"
 
     def of(self, node: str) -> set[Seen]:
@@ -65,13 +66,12 @@ class SocketWatch:
     def _look(self) -> None:
         pids = [pid for pid in proc.tree(self.root) if pid != self.root]
         inherited = {listener.port for listener in proc.listening([self.root])}  # between fork and exec
-        for pid in pids:
-            for listener in proc.listening([pid]):
-                if listener.port not in inherited and (pid, listener.port) not in self._known:
-                    self._known.add((pid, listener.port))
-                    if (node := node_of(pid, self.state)) is not None:
-                        plaintext = speaks_plaintext(listener.address, listener.port)
-                        self.seen.add(Seen(node, listener.port, plaintext))
+        for listener in proc.listening(pids):  # all at once: a look must be short
+            if listener.port not in inherited and (listener.pid, listener.port) not in self._known:
+                self._known.add((listener.pid, listener.port))
+                if (node := node_of(listener.pid, self.state)) is not None:
+                    plaintext = speaks_plaintext(listener.address, listener.port)
+                    self.seen.add(Seen(node, listener.port, plaintext))
 
 
 def node_of(pid: int, state: Path) -> str | None:

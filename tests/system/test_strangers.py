@@ -15,6 +15,7 @@ from tests.system.certificates import Leaf, TestAuthority
 from tests.system.cluster import free_ports
 from tests.system.intruder import Intruder, refused, tcp, tls
 from tests.system.processes import belonging_to, end_all
+from tests.waiting import wait_until
 
 VICTIM = "victim@127.0.0.1"
 COOKIE = "what_the_victim_uses"
@@ -59,7 +60,7 @@ def test_a_stranger_with_the_cookie_runs_code_in_a_node_that_nobody_guards(
 ) -> None:
     evil = scene.add("evil@127.0.0.1", cookie=COOKIE, hidden=hidden)
     assert evil.connect(VICTIM)
-    assert "evil@127.0.0.1" in scene.victim.links()
+    wait_until(lambda: "evil@127.0.0.1" in scene.victim.links(), "the victim to show the link")
     assert evil.execute(VICTIM, scene.directory / "marker")
 
 

@@ -166,10 +166,11 @@ class Stage:
             self._local.canary = own
         return own
 
-    def canaries(self) -> list[Canary]:
-        """All threads'."""
-        with self._lock:
-            return list(self._canaries)
+    def fresh_canary(self) -> Canary:
+        """This thread's from now on, which no earlier attempt has told the victim of. The caller closes it."""
+        own: Canary = Canary(self.target.local)
+        self._local.canary = own
+        return own
 
     def late(self) -> int:
         """How many canaries were called after their attempt had been judged."""

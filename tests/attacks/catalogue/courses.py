@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from tests.attacks.catalogue.attack import Attack, Boot, Need, Play, Stage, Target, Try
@@ -190,32 +191,39 @@ def revocation_churn(stage: Stage) -> Iterable[Try]:
     context = stage.context(target.leaf(b))
     denial: int | None = None  # the number of the denial that is in force; None: allowed
     tries: list[Try] = []
-    window: list[Try] = []
+    window: list[tuple[Try, Canary | None]] = []
 
     def attempt(_number: int) -> None:
+        # Of its own: what was let in before the denial may call back late.
+        canary = stage.fresh_canary()
         began_in = denial
         came = enter(stage, context, b, target.cookie(b), claimed=b)
         if began_in is not None and began_in == denial:  # and not allowed in between
-            window.append(came)
+            window.append((came, canary))
+        else:
+            canary.close()
 
     with _hammering(attempt, []):
         for number in itertools.count():
             if len(tries) >= stage.attempts or stage.over():
                 break
             target.operate("deny", b)
-            for canary in stage.canaries():  # what was let in before is none of the denial's
-                canary.heard()
             denial = number
             up = target.evaluate(f"lists:member({atom(b)}, nodes(connected))")
             if up != "false":
-                window.append(Try("", None, linked=True, claimed=b))
+                window.append((Try("", None, linked=True, claimed=b), None))
             least = len(window) + min(CHURN_TRIES, stage.attempts)
             deadline = time.monotonic() + CHURN_SECONDS
             while len(window) < least and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
             denial = None
-            tries += window
-            window.clear()
+            ended, window = window, []
+            for came, canary in ended:
+                tries.append(
+                    replace(came, executed=came.executed or (canary is not None and canary.heard() > 0))
+                )
+                if canary is not None:
+                    canary.close()
             stage.progress(min(len(tries), stage.attempts), stage.attempts)
             target.operate("allow", b)
     return tries

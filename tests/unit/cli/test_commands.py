@@ -122,7 +122,7 @@ def test_a_revocation_warns_where_it_is_a_nodes_own_certificate(orchestrator: Ru
 def test_certificates_are_listed_with_those_that_are_revoked(
     orchestrator: Running, type_in: Type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distsec.cli.certs.time.time", lambda: float(NOW))
+    monkeypatch.setattr("distsec.cli.certs.listing.time.time", lambda: float(NOW))
     result = type_in("certs", "list")
     assert result.stdout == (
         "NODE              SERIAL  EXPIRES  STATE\n"
@@ -336,7 +336,7 @@ def test_the_version_is_told(type_in: Type) -> None:
     [
         (("statsu",), "distsec: there is no command 'statsu' (did you mean status?); see `distsec --help`"),
         (("cookie",), "distsec: there is no command 'cookie'; see `distsec --help`"),
-        (("certs", "issue"), "distsec certs: No such command 'issue'"),
+        (("certs", "lst"), "distsec certs: there is no command 'lst' (did you mean list?)"),
         (("status", "--jsno"), "distsec status: No such option"),
         (("allow",), "distsec allow: Missing argument 'NODE'"),
         (("\x1b[31m",), "distsec: there is no command '\\x1b[31m'"),
