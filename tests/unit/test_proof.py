@@ -10,7 +10,7 @@ from distsec.beam.messages import Listener as AgentListener
 from distsec.beam.messages import Snapshot
 from distsec.beam.proc import Listener
 from distsec.model.policy import Direction, Reason
-from distsec.supervisor.echoes import REMEMBERED_SECONDS, EchoRecord, Echoes
+from distsec.supervisor.echoes import REMEMBERED_SECONDS, Echoes, EchoRecord
 from distsec.supervisor.proof import Expected, Judgement, judge
 
 BEAM = 42

@@ -167,7 +167,7 @@ class Stage:
         return own
 
     def fresh_canary(self) -> Canary:
-        """This thread's from now on, which no earlier attempt has told the victim of. The caller closes it."""
+        """This thread's from now on, of which no victim has heard yet. The caller closes it."""
         own: Canary = Canary(self.target.local)
         self._local.canary = own
         return own
