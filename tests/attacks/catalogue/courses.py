@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.attacks.catalogue.attack import Attack, Boot, Need, Play, Stage, Target, Try
+from tests.attacks.catalogue.canary import Canary
 from tests.attacks.catalogue.entry import enter
 from tests.system.certificates import Leaf
 from tests.system.intruder import Intruder, atom
