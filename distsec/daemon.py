@@ -33,10 +33,14 @@ from distsec.control.scrape import MetricsSite
 from distsec.control.service import Service
 from distsec.control.wire import SOCKET_NAME
 from distsec.errors import CommandFailed, DistsecError, StoreError
-from distsec.model.cluster import ClusterSpec, OnExit
+from distsec.model.cluster import ClusterSpec, NodeSpec, OnExit
 from distsec.observe.bus import Bus
 from distsec.observe.log import EventLog, Logger, log_line, make_logger
 from distsec.observe.metrics import Metrics
+from distsec.pki import trust
+from distsec.pki.authority import Authority
+from distsec.pki.keyring import Keyring
+from distsec.pki.passphrase import from_descriptor, of_service
 from distsec.pki.store import Store
 from distsec.supervisor import Supervisor
 from distsec.supervisor.machine import LocalMachine
@@ -58,9 +62,10 @@ STRAY_LINES = 20
 STRAY_SECONDS = 10.0
 
 
-def run(config_path: Path) -> int:
+def run(config_path: Path, passphrase_fd: int | None = None) -> int:
     """Runs the orchestrator until SIGTERM or SIGINT; returns the exit code, which is not 0 where nodes were
-    to be stopped and one is left. Raises DistsecError before it runs.
+    to be stopped and one is left. `passphrase_fd`: an open descriptor with the passphrase of the CA's key.
+    Raises DistsecError before it runs.
     """
     os.umask(0o077)
     raise_open_files()
@@ -68,13 +73,35 @@ def run(config_path: Path) -> int:
     spec = load(config_path, os.environ)
     log_findings(logger, spec)
     strays = Strays(logger)
-    store = Store(Path(spec.state_dir))
+    given = None if passphrase_fd is None else from_descriptor(passphrase_fd)
+    if given is not None:
+        given()  # now: what is started from here on must not find it open
+    keyring = Keyring(given or of_service(os.environ, spec.ca_passphrase_file))
+    store = Store(Path(spec.state_dir), keyring)
+
+    known: set[str] = set()
+
+    def spoiled(node: NodeSpec, error: DistsecError) -> None:
+        """The other nodes are not to suffer for it. One that a reload would add refuses the reload."""
+        if known and str(node.name) not in known:
+            raise error
+        log_line(
+            logger, "error", "a node's certificate cannot be used", node=str(node.name), error=str(error)
+        )
+
+    def complete(new: ClusterSpec) -> object:
+        keyring.passphrase = given or of_service(os.environ, new.ca_passphrase_file)
+        report = provision(new, store, time.time(), spoiled=spoiled)
+        known.update(str(node.name) for node in new.nodes)
+        return report
+
     with only_one(store), strays.caught():
-        report = provision(spec, store, time.time())
+        report = provision(spec, store, time.time(), spoiled=spoiled)
+        known.update(str(node.name) for node in spec.nodes)
         if report.made:
             log_line(logger, "info", "made what was missing", files=len(report.made))
         try:
-            left = asyncio.run(_serve(spec, config_path, store, logger, strays))
+            left = asyncio.run(_serve(spec, config_path, store, logger, strays, complete))
         except BaseExceptionGroup as group:
             # A TaskGroup wraps even the one error that says why nothing was started.
             errors, _ = group.split(DistsecError)
@@ -198,7 +225,12 @@ def _holder(store: Store) -> str:
 
 
 async def _serve(
-    spec: ClusterSpec, config_path: Path, store: Store, logger: Logger, strays: Strays
+    spec: ClusterSpec,
+    config_path: Path,
+    store: Store,
+    logger: Logger,
+    strays: Strays,
+    complete: Callable[[ClusterSpec], object],
 ) -> list[str]:
     """Returns the nodes that were to be stopped at the end and are left."""
     left: list[str] = []
@@ -213,7 +245,7 @@ async def _serve(
         metrics,
         logger,
         reread=lambda: load(config_path, os.environ),
-        complete=lambda new: provision(new, store, time.time()),
+        complete=complete,
         place=LocalShells(machine, os.environ),
     )
     ending = asyncio.Event()
@@ -240,6 +272,8 @@ async def _serve(
             logger, "info", "ready", version=__version__, cluster=spec.name, metrics=where, pid=os.getpid()
         )
         notify("READY=1")
+        if spec.carrier.encrypted:
+            supervisor.spawn(_try_ca_key(store, logger), "the CA's key")
         await ending.wait()
         supervisor.begin_end()
         notify("STOPPING=1")
@@ -249,6 +283,15 @@ async def _serve(
             left = await supervisor.stop_all()
     log_line(logger, "info", "ended")
     return left
+
+
+async def _try_ca_key(store: Store, logger: Logger) -> None:
+    """Opens the CA's key in time to say what keeps it shut. Nodes that have certificates need none."""
+    try:
+        issuing = await asyncio.to_thread(trust.issuing_directory, store)
+        await asyncio.to_thread(lambda: Authority.load(store, issuing).private_key())
+    except DistsecError as error:
+        log_line(logger, "warning", "no certificate can be issued or renewed here", error=str(error))
 
 
 @contextlib.asynccontextmanager

@@ -88,6 +88,36 @@ class StoreError(DistsecError):
     exit_code = 73
 
 
+class CaKeyUnavailable(DistsecError):
+    """Something must be signed by the CA, and its key is not to be had: sealed without a passphrase, or kept
+    elsewhere (EX_NOINPUT). What runs goes on.
+    """
+
+    exit_code = 66
+
+
+class PassphraseWrong(CaKeyUnavailable):
+    """The passphrase opens nothing (EX_NOINPUT)."""
+
+
+class RequestRefused(DistsecError):
+    """A signing request, or the answer to one, is not what may be signed or installed (EX_DATAERR)."""
+
+    exit_code = 65
+
+
+class CertificateRefused(DistsecError):
+    """A certificate or key that somebody brings is not taken, and what was there stays (EX_DATAERR)."""
+
+    exit_code = 65
+
+
+class CertificateUnusable(DistsecError):
+    """A node has no key and certificate that it could be started with (EX_DATAERR); the others go on."""
+
+    exit_code = 65
+
+
 class PermissionRefused(DistsecError):
     """The caller may not do this: a foreign uid on the control socket, a file of another user (EX_NOPERM)."""
 
@@ -122,7 +152,7 @@ class GuardNotInForce(DistsecError):
 
 
 class NotAcknowledged(DistsecError):
-    """A policy change was not acknowledged by all nodes in time and was rolled back (EX_TEMPFAIL)."""
+    """A change was not acknowledged by all nodes in time; the text says what became of it (EX_TEMPFAIL)."""
 
     exit_code = 75
 

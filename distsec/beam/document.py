@@ -43,6 +43,7 @@ def read_document(document: bytes, verifies: Callable[[bytes, bytes], bool], clu
         issued_at=int(_one(f"issued_at => {_NUMBER}", text)),
         denied=frozenset(_TEXT.findall(_list("denied", text))),
         revoked=frozenset(_TEXT.findall(_list("revoked", text))),
+        revoked_identities=frozenset(_TEXT.findall(_list("revoked_identities", text, "[]"))),
         epochs=tuple((name, int(epoch)) for name, epoch in _EPOCH.findall(_list("epochs", text, "[]"))),
     )
 

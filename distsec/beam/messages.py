@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from distsec.model.cluster import Link
+from distsec.model.events import ClockShift
 from distsec.model.policy import Direction, Reason, Verdict
 
 
@@ -38,10 +39,12 @@ class EventKind(StrEnum):
 
     LINK_UP = "link_up"
     LINK_DOWN = "link_down"
+    LINK_RENEWED = "link_renewed"  # its ends have proven themselves anew, with another certificate
     VIOLATION = "violation"
     POLICY_APPLIED = "policy_applied"
     POLICY_REJECTED = "policy_rejected"
     GUARD = "guard"
+    CLOCK_STEPPED = "clock_stepped"
     REFUSAL = "refusal"
 
 
@@ -56,6 +59,9 @@ class Command(StrEnum):
     STATUS = "status"
     DOCUMENT = "document"  # the signed policy that is in force
     STOP = "stop"
+    COOKIES = "cookies"  # what is dialled with and taken from now on, and in a rotation what is taken besides
+    RELOAD = "reload"  # certificate, key and trust bundle are read anew
+    RENEW = "renew"  # {"peers": {name: 1, …}, empty for all}: the links that it dialled are proven anew
     ADMIT_SHELL = "admit_shell"
     END_SHELL = "end_shell"
 
@@ -79,7 +85,18 @@ class CheckAction(StrEnum):
     LINK_OUT = "link_out"
 
 
-ERROR_REASONS: Final = frozenset({*PolicyFault, "links_remain", "busy", "crashed", "unknown"})
+ERROR_REASONS: Final = frozenset(
+    {
+        *PolicyFault,
+        "links_remain",
+        "busy",
+        "crashed",
+        "unknown",
+        "certificate_rejected",
+        "cookies_old",
+        "cookies_unproven",
+    }
+)
 """`reason` of an error reply. What else an agent says there is read as `other`."""
 
 
@@ -125,7 +142,7 @@ class LaneEvent:
     launch: str | None = None
     link: Link | None = None
     direction: Direction | None = None
-    reason: Reason | PolicyFault | None = None
+    reason: Reason | PolicyFault | ClockShift | None = None
     address: str | None = None
     identity: str | None = None
     serial: str | None = None
@@ -134,6 +151,7 @@ class LaneEvent:
     generation: int | None = None
     digest: str | None = None
     detail: str | None = None
+    seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +170,42 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What a node shows now, by its own word: `trusted` has the SHA-256 (hex) of each CA that it trusts."""
+
+    serial: str
+    not_after: int
+    trusted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProof:
+    """A link whose ends have proven themselves anew. `serial`, `not_after`: of the peer's certificate.
+    `cookie_current`: both ends used the cookie that the other has in use.
+    """
+
+    peer: str
+    serial: str
+    not_after: int
+    cookie_current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUnproven:
+    """A link for which that came to nothing; `reason` is a bounded word for people."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to command `id`.
 
-    `fields`, validated: {"generation", "digest"} of a `policy`, {"snapshot"} of a `status`, {"reason",
-    "detail"} of an error, where `reason` is one of ERROR_REASONS or "other".
+    `fields`, validated: {"generation", "digest"} of a `policy`, {"step", "either"} of `cookies` (either: two
+    of each peer are taken now), {"snapshot"} of a `status`, {"served"} of a `reload`, {"renewed": (LinkProof,
+    …), "failed": (LinkUnproven, …)} of a `renew`, {"reason", "detail"} of an error, where `reason` is one of
+    ERROR_REASONS or "other".
     """
 
     id: int

@@ -22,9 +22,10 @@ from distsec.pki.store import Store
 __all__ = ["Allowed", "Overlay", "load_overlay", "save_overlay"]
 
 _FILE = "policy.overlay"
-_SCHEMA = 2
-_KEYS = frozenset({"schema", "generation", "allow", "deny", "revoked", "issued_at", "epochs", "tainted"})
+_SCHEMA = 3
 _KEYS_OF_SCHEMA_1 = frozenset({"schema", "generation", "allow", "deny", "revoked"})
+_KEYS_OF_SCHEMA_2 = _KEYS_OF_SCHEMA_1 | {"issued_at", "epochs", "tainted"}
+_KEYS = _KEYS_OF_SCHEMA_2 | {"revoked_identities"}
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 """At most 20 octets (RFC 5280, section 4.1.2.2)."""
 _BOOT = re.compile(r"[0-9a-f-]{0,64}")
@@ -56,6 +57,7 @@ def save_overlay(store: Store, overlay: Overlay) -> None:
         "allow": [{"name": entry.name, "identity": entry.identity} for entry in overlay.allow],
         "deny": sorted(overlay.deny),
         "revoked": sorted(overlay.revoked),
+        "revoked_identities": sorted(overlay.revoked_identities),
         "issued_at": overlay.issued_at,
         "epochs": dict(overlay.epochs),
         "tainted": [{**asdict(taint), "stage": str(taint.stage)} for taint in overlay.tainted],
@@ -72,7 +74,7 @@ def save_overlay(store: Store, overlay: Overlay) -> None:
 
 def _parse(document: Any) -> Overlay:
     """Raises ValueError, TypeError or KeyError on whatever `save_overlay` does not (or did not) write."""
-    keys = {1: _KEYS_OF_SCHEMA_1, _SCHEMA: _KEYS}[document["schema"]]
+    keys = {1: _KEYS_OF_SCHEMA_1, 2: _KEYS_OF_SCHEMA_2, _SCHEMA: _KEYS}[document["schema"]]
     if set(document) != keys:
         raise ValueError("unknown schema")
     epochs = document.get("epochs", {})
@@ -81,6 +83,7 @@ def _parse(document: Any) -> Overlay:
         allow=tuple(_allowed(entry) for entry in _array(document["allow"])),
         deny=frozenset(map(_node_name, _array(document["deny"]))),
         revoked=frozenset(map(_matching(_SERIAL), _array(document["revoked"]))),
+        revoked_identities=frozenset(map(_identity_text, _array(document.get("revoked_identities", [])))),
         issued_at=_number(document.get("issued_at", 0)),
         epochs=tuple(sorted((_node_name(name), _number(epochs[name])) for name in epochs)),
         tainted=tuple(_taint(entry) for entry in _array(document.get("tainted", []))),

@@ -117,6 +117,19 @@ async def probe(
     return attempt.result()
 
 
+async def look_at_certificate(
+    address: str,
+    port: int,
+    timeout: float,  # noqa: ASYNC109  as for `probe`
+    *,
+    opened: Callable[[str], object] = lambda local_address: None,
+) -> ProbeResult:
+    """Which certificate is served there, and no more: one connection, ended as soon as that was seen."""
+    attempt = _Attempt(address, port, opened)
+    await attempt.certificate_alone(asyncio.get_running_loop().time() + timeout)
+    return attempt.result()
+
+
 class _Closed(Exception):
     """The other end closed, or sent more than `MAX_BYTES`."""
 
@@ -225,13 +238,7 @@ class _Attempt:
         """TLS 1.3 without a certificate, and what the server says to that."""
 
         async def conversation(stream: _Stream) -> None:
-            tls = _Tls(stream, ssl.TLSVersion.TLSv1_3)
-            await tls.handshake()
-            self.tls = True
-            self.version = tls.object.version()
-            negotiated = tls.object.cipher()
-            self.cipher = negotiated[0] if negotiated else None
-            self._take_certificate(tls.object.getpeercert(binary_form=True))
+            tls = await self._greet(stream)
             # In TLS 1.3 the client is done first: whether it was accepted shows in what comes afterwards.
             try:
                 async with asyncio.timeout(alert_seconds):
@@ -241,6 +248,22 @@ class _Attempt:
                 await self._verdict(tls)
 
         await self._connect("TLS", deadline, conversation)
+
+    async def certificate_alone(self, deadline: float) -> None:
+        async def conversation(stream: _Stream) -> None:
+            await self._greet(stream)
+
+        await self._connect("TLS", deadline, conversation)
+
+    async def _greet(self, stream: _Stream) -> _Tls:
+        tls = _Tls(stream, ssl.TLSVersion.TLSv1_3)
+        await tls.handshake()
+        self.tls = True
+        self.version = tls.object.version()
+        negotiated = tls.object.cipher()
+        self.cipher = negotiated[0] if negotiated else None
+        self._take_certificate(tls.object.getpeercert(binary_form=True))
+        return tls
 
     async def _verdict(self, tls: _Tls) -> None:
         """Reads until the server has said whether it wants a certificate; raises what the connection

@@ -11,20 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from distsec.beam import render
+from distsec.beam import node_pairs, render
 from distsec.beam.overlay import load_overlay
 from distsec.beam.ports import PORTS_FILE, allot_ports, distribution_ports
 from distsec.core.wanted import Overlay, listed_names, wanted_policy
-from distsec.errors import ConfigError, StoreError
+from distsec.errors import CaKeyUnavailable, ConfigError, DistsecError, StoreError
 from distsec.model.cluster import ClusterSpec, NodeSpec
 from distsec.model.names import NodeName
 from distsec.model.secret import Secret
-from distsec.model.text import escape
 from distsec.pki import authority as ca
-from distsec.pki import cookies, profile, signing
+from distsec.pki import cookies, pairs, signing, trust
 from distsec.pki.authority import Authority
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
@@ -33,13 +32,13 @@ __all__ = [
     "ProvisionReport",
     "agent_key",
     "cookie_peers",
-    "cookies_for",
     "default_cookie",
     "distribution_ports",
     "node_directory",
     "provision",
     "read_mark",
     "rekey",
+    "write_cookie_file",
     "write_node_files",
     "write_policy_files",
 ]
@@ -49,6 +48,9 @@ AGENT_KEY_BYTES = 32  # of the port protocol's HMAC-SHA256 (docs/port-protocol.m
 _GENERATION = re.compile(rb"^  generation => (\d{1,18}),$", re.MULTILINE)
 _MARK = re.compile(rb"distsec_mark 1 (\d{1,18})\n?")
 _AGENT_KEY = re.compile(rb"[0-9a-f]{%d}\s*" % (2 * AGENT_KEY_BYTES))
+
+
+Spoiled = Callable[[NodeSpec, DistsecError], object]
 
 
 @dataclass(slots=True)
@@ -69,21 +71,27 @@ def node_directory(name: NodeName | str) -> str:
     return f"nodes/{NodeName.parse(str(name))}"
 
 
-def provision(spec: ClusterSpec, store: Store, now: float) -> ProvisionReport:
-    """Adds whatever is missing for every node of `spec`. `now` is Unix seconds.
+def provision(
+    spec: ClusterSpec, store: Store, now: float, *, seal: bool = False, spoiled: Spoiled | None = None
+) -> ProvisionReport:
+    """Adds whatever is missing for every node of `spec`. `now` is Unix seconds; `seal`: a new CA's key is
+    sealed. Where every node has its certificate, the CA's key is not needed. `spoiled`: hears of a node whose
+    key or certificate cannot be used, in place of the error; everything else is provisioned.
 
     Raises ConfigError for what cannot be rendered (before anything is made), StoreError for files that do not
-    fit, PortInUse where no port can be allotted.
+    fit, PortInUse where no port can be allotted, CaKeyUnavailable for a node that has no certificate yet.
     """
     for node in spec.nodes:
         _render_optfile(spec, store, node)
     report = ProvisionReport()
     with store.locked():
-        for relative in (ca.KEY_FILE, ca.CERTIFICATE_FILE, signing.KEY_FILE, cookies.SECRET_FILE):
-            report.note(relative, not store.exists(relative))
-        authority = Authority.create(store, spec.name, now)
+        ours = (ca.KEY_FILE, ca.SEALED_FILE, ca.CERTIFICATE_FILE, signing.KEY_FILE, cookies.SECRET_FILE)
+        missing = [relative for relative in ours if not store.exists(relative)]
+        authority = _issuing(spec, store, now, seal)
         signer = PolicySigner.create(store)
         cookies.create_secret(store)
+        for relative in filter(store.exists, ours):
+            report.note(relative, relative in missing)
         allotted = allot_ports(spec, store)
         if store.exists(PORTS_FILE):
             report.note(PORTS_FILE, bool(allotted))
@@ -92,10 +100,13 @@ def provision(spec: ClusterSpec, store: Store, now: float) -> ProvisionReport:
         policy = wanted_policy(spec, overlay, distribution_ports(spec, store), issued_at)
         with _at_config(spec):
             document = render.policy_document(policy, signer.sign)
+        lacking = [str(node.name) for node in spec.nodes if not _has_certificate(store, node, overlay)]
+        if lacking and spoiled is None:
+            authority.signing_for(lacking)
         for node in spec.nodes:
             if str(node.name) in overlay.condemned:
                 continue  # its key is known to somebody else, and may be half replaced: see `rekey`
-            _make_keys(spec, store, authority, node, now, report)
+            _make_keys(spec, store, authority, node, now, report, spoiled)
             for relative, content in _derived(spec, store, signer, node, overlay, document).items():
                 report.note(relative, store.create(relative, content))
     return report
@@ -120,10 +131,8 @@ def write_policy_files(
     """Policy and cookies only: what a living node was proven against (optfile, guard) stays as it is. One
     that is condemned is told no cookie. Raises StoreError.
     """
-    directory, name = node_directory(node.name), str(node.name)
-    store.write(f"{directory}/policy.term", policy_document)
-    if name not in overlay.condemned:
-        store.write(f"{directory}/cookie.term", _cookie_file(spec, store, name, overlay))
+    store.write(f"{node_directory(node.name)}/policy.term", policy_document)
+    write_cookie_file(spec, store, node, overlay)
 
 
 def rekey(
@@ -136,23 +145,23 @@ def rekey(
     """
     directory = node_directory(node.name)
     store.ensure_directory(f"{directory}/log")
-    authority = Authority.load(store)
-    key, certificate = authority.issue(node.name, node.address, spec.certificate_days, now)
-    store.write(f"{directory}/{render.KEY}", key.reveal())
-    store.write(f"{directory}/{render.CERTIFICATE}", certificate)
-    store.write(f"{directory}/{render.TRUST}", authority.bundle_pem)
+    authority = Authority.load(store, trust.issuing_directory(store))
+    pair = pairs.Pair(*authority.issue(node.name, node.address, spec.certificate_days, now))
+    pairs.install_pair(store, directory, pair)
+    store.write(f"{directory}/{render.TRUST}", trust.trust_bundle(store))
     store.write(f"{directory}/agent.key", os.urandom(AGENT_KEY_BYTES).hex().encode() + b"\n")
     # Whoever was in it may have put the mark out of everybody's reach.
     store.write(f"{directory}/{MARK}", _mark(_generation_of(policy_document)))
     _write_derived(spec, store, node, overlay, policy_document)
 
 
-def cookies_for(
-    store: Store, node: NodeName | str, peers: Iterable[str], epochs: Mapping[str, int]
-) -> Mapping[str, Secret]:
-    """The cookie that `node` has with each of `peers`, by name; without itself."""
-    secret, name = cookies.load_secret(store), str(node)
-    return {peer: cookies.pair_cookie(secret, name, peer, epochs) for peer in peers if peer != name}
+def write_cookie_file(spec: ClusterSpec, store: Store, node: NodeSpec, overlay: Overlay) -> None:
+    """The cookies as they are to be now; one that is condemned is told none. Raises StoreError."""
+    name = str(node.name)
+    if name not in overlay.condemned:
+        with cookies.WRITING:
+            content = _cookie_file(spec, store, name, overlay)
+            store.write(f"{node_directory(name)}/cookie.term", content)
 
 
 def default_cookie(store: Store, node: NodeName | str) -> Secret:
@@ -197,85 +206,61 @@ def agent_key(store: Store, node: NodeName | str) -> Secret:
 
 
 def _make_keys(
-    spec: ClusterSpec, store: Store, authority: Authority, node: NodeSpec, now: float, report: ProvisionReport
+    spec: ClusterSpec,
+    store: Store,
+    authority: Authority,
+    node: NodeSpec,
+    now: float,
+    report: ProvisionReport,
+    spoiled: Spoiled | None,
 ) -> None:
     directory = node_directory(node.name)
     store.ensure_directory(f"{directory}/log")
-    key, certificate = f"{directory}/{render.KEY}", f"{directory}/{render.CERTIFICATE}"
-    if not store.exists(key) and store.exists(certificate):
-        raise StoreError(
-            "is missing, though its certificate is there",
-            where=str(store.path(key)),
-            do=f"restore it, or remove {render.CERTIFICATE} as well and run `distsec init` for a new pair",
-        )
-    report.note(key, store.create(key, ca.new_key_pem().reveal()) if not store.exists(key) else False)
-    if not store.exists(certificate):
-        report.note(certificate, _certify(spec, store, authority, node, key, certificate, now))
-    else:
-        report.note(certificate, False)
-    _check_pair(spec, store, authority, node, key, certificate, now)
-    trust = f"{directory}/{render.TRUST}"
-    report.note(trust, store.create(trust, authority.bundle_pem))
-    if store.read(trust) != authority.bundle_pem:
-        raise StoreError(
-            "does not hold the cluster's CA and nothing else",
-            where=str(store.path(trust)),
-            do="see who changed it, then remove it and run `distsec init`",
-        )
+    try:
+        node_pairs.make(spec, store, authority, node, now, report.note)
+    except (StoreError, CaKeyUnavailable) as error:
+        if spoiled is None:
+            raise
+        spoiled(node, error)
+    _complete_trust(store, f"{directory}/{render.TRUST}", report)
     agent = f"{directory}/agent.key"
     report.note(agent, store.create(agent, os.urandom(AGENT_KEY_BYTES).hex().encode() + b"\n"))
     agent_key(store, node.name)
 
 
-def _certify(
-    spec: ClusterSpec,
-    store: Store,
-    authority: Authority,
-    node: NodeSpec,
-    key: str,
-    certificate: str,
-    now: float,
-) -> bool:
-    ca.load_key(store, key)  # says which file is wrong
-    try:
-        pem = authority.certify(Secret(store.read(key)), node.name, node.address, spec.certificate_days, now)
-    except ValueError:
+def _has_certificate(store: Store, node: NodeSpec, overlay: Overlay) -> bool:
+    directory = node_directory(node.name)
+    names = (render.CERTIFICATE, pairs.NEXT)
+    return str(node.name) in overlay.condemned or any(store.exists(f"{directory}/{name}") for name in names)
+
+
+def _issuing(spec: ClusterSpec, store: Store, now: float, seal: bool) -> Authority:
+    """The CA that signs now. In a rotation that may be the one in `ca/next/`, and at its end the files of the
+    other may be half replaced: nobody looks at them.
+    """
+    directory = trust.issuing_directory(store)
+    if directory == trust.CURRENT:
+        return Authority.create(store, spec.name, now, seal=seal)
+    authority = Authority.load(store, directory)
+    authority.check(store, spec.name, now)
+    return authority
+
+
+def _complete_trust(store: Store, bundle: str, report: ProvisionReport) -> None:
+    """What a rotation of the CA has not brought here yet is written now: each of its phases begins only when
+    that locks nobody out (core.rotation).
+    """
+    wanted = trust.trust_bundle(store)
+    report.note(bundle, store.create(bundle, wanted))
+    found = store.read(bundle)
+    if not trust.acceptable(store, found):
         raise StoreError(
-            "is no ECDSA key", where=str(store.path(key)), do="restore it from a backup"
-        ) from None
-    return store.create(certificate, pem)
-
-
-def _check_pair(
-    spec: ClusterSpec,
-    store: Store,
-    authority: Authority,
-    node: NodeSpec,
-    key: str,
-    certificate: str,
-    now: float,
-) -> None:
-    """Raises StoreError unless the certificate is the node's, for its key, by this CA, and valid at `now`."""
-    leaf = ca.load_certificate(store, certificate)
-    remove = "remove it and run `distsec init` for a new one (the key stays)"
-
-    def refuse(what: str, do: str = remove) -> StoreError:
-        return StoreError(what, where=str(store.path(certificate)), do=do)
-
-    if not ca.same_public_key(ca.load_key(store, key).public_key(), leaf.public_key()):
-        raise refuse(f"does not belong to {render.KEY} beside it", "restore both from the same backup")
-    if not authority.issued(leaf):
-        raise refuse("was not issued by the cluster's CA")
-    identities, wanted = profile.identities_of(leaf), node.name.identity(spec.name)
-    if identities != (wanted,):
-        shown = escape(", ".join(identities)) or "nobody"
-        raise refuse(f"is for {shown}, not for {wanted}")
-    if leaf.not_valid_after_utc.timestamp() < now:
-        raise refuse(f"has expired ({ca.date_of(leaf.not_valid_after_utc)})")
-    if leaf.not_valid_before_utc.timestamp() > now:
-        raise refuse(
-            f"is not valid before {ca.date_of(leaf.not_valid_before_utc)}", "check this host's clock"
+            "does not hold the cluster's CA and nothing else",
+            where=str(store.path(bundle)),
+            do="see who changed it, then remove it and run `distsec init`",
         )
+    if found != wanted:
+        store.write(bundle, wanted)
 
 
 # ---- what follows from the configuration
@@ -322,15 +307,16 @@ def _write_derived(
     spec: ClusterSpec, store: Store, node: NodeSpec, overlay: Overlay, policy_document: bytes
 ) -> None:
     signer, mark = PolicySigner.load(store), f"{node_directory(node.name)}/{MARK}"
-    for relative, content in _derived(spec, store, signer, node, overlay, policy_document).items():
-        if relative != mark or (read_mark(store, node.name) or 0) < _generation_of(policy_document):
-            store.write(relative, content)  # a mark is only ever raised
+    with cookies.WRITING:
+        for relative, content in _derived(spec, store, signer, node, overlay, policy_document).items():
+            if relative != mark or (read_mark(store, node.name) or 0) < _generation_of(policy_document):
+                store.write(relative, content)  # a mark is only ever raised
 
 
 def _cookie_file(spec: ClusterSpec, store: Store, name: str, overlay: Overlay) -> bytes:
-    epochs, secret = dict(overlay.epochs), cookies.load_secret(store)
-    pairs = cookies_for(store, name, cookie_peers(spec, overlay), epochs)
-    return render.cookie_file(cookies.default_cookie(secret, name, epochs), pairs)
+    return render.cookie_file(
+        cookies.cookie_set(store, name, cookie_peers(spec, overlay), dict(overlay.epochs))
+    )
 
 
 def _generation_of(policy_document: bytes) -> int:

@@ -23,19 +23,25 @@ from distsec.beam.messages import (
     Heartbeat,
     Lane,
     LaneEvent,
+    LinkProof,
+    LinkUnproven,
     Listener,
     PolicyFault,
     Reply,
+    Served,
     Snapshot,
 )
 from distsec.beam.term import Atom, Term
 from distsec.errors import ProtocolError
 from distsec.model.cluster import Link
+from distsec.model.events import ClockShift
 from distsec.model.policy import Direction, Reason, Verdict
 from distsec.model.text import escape
 
 TEXT_CHARACTERS: Final = 512  # SPIFFE IDs and DNs fit; node names have at most 255
 MAX_NUMBER: Final = 2**63 - 1
+MAX_PROOFS: Final = 4096  # links of one node
+MAX_TRUSTED: Final = 64
 
 _Member = TypeVar("_Member", bound=StrEnum)
 _Value = TypeVar("_Value")
@@ -52,6 +58,7 @@ _LANES = _members(Lane)
 _KINDS = _members(EventKind)
 _FAULTS = _members(PolicyFault)
 _ACTIONS = _members(CheckAction)
+_SHIFTS = _members(ClockShift)
 
 
 def _wrong(what: str) -> NoReturn:
@@ -209,13 +216,16 @@ def event(of: Lane, number: int, value: Term, launch: str, missed: int) -> LaneE
             None if detail is None else _text(detail, "refusal: detail"),
         )
     made: dict[str, Any] = {}
-    if kind in (EventKind.LINK_UP, EventKind.LINK_DOWN, EventKind.VIOLATION):
+    if kind in (EventKind.LINK_UP, EventKind.LINK_DOWN, EventKind.LINK_RENEWED, EventKind.VIOLATION):
         made["link"] = _link(get("link"))
     elif kind is EventKind.POLICY_APPLIED:
         made["generation"] = _number(get("generation"), "policy_applied: generation")
         made["digest"] = _digest(get("digest"), "policy_applied: digest")
     elif kind is EventKind.POLICY_REJECTED:
         made["reason"] = _member(_FAULTS, get("reason"), "policy_rejected: reason")
+    elif kind is EventKind.CLOCK_STEPPED:
+        made["reason"] = _member(_SHIFTS, get("reason"), "clock_stepped: reason")
+        made["seconds"] = _number(get("seconds"), "clock_stepped: seconds")
     made["detail"] = _optional(_text, get("detail"), f"{kind}: detail")
     return LaneEvent(of, number, kind, at_ms, missed, launch, **made)
 
@@ -275,10 +285,18 @@ def reply(number: int, kind: Command, outcome: Term, value: Term) -> Reply:
         if kind is Command.POLICY:
             fields["generation"] = _number(get("generation"), "reply: generation")
             fields["digest"] = _digest(get("digest"), "reply: digest")
+        elif kind is Command.COOKIES:
+            fields["step"] = _number(get("step"), "reply: step")
+            fields["either"] = _either(get("either"))
         elif kind is Command.STATUS:
             fields["snapshot"] = snapshot(value)
         elif kind is Command.DOCUMENT:
             fields["document"] = _bytes(get("document"), "reply: document")
+        elif kind is Command.RELOAD:
+            fields["served"] = _served(get)
+        elif kind is Command.RENEW:
+            fields["renewed"] = tuple(map(_proof, _list(get("renewed"), "reply: renewed")))
+            fields["failed"] = tuple(map(_unproven, _list(get("failed"), "reply: failed")))
         return Reply(number, True, fields)
     if outcome != "error" or type(outcome) is not Atom:
         _wrong("reply: ok or error")
@@ -287,3 +305,48 @@ def reply(number: int, kind: Command, outcome: Term, value: Term) -> Reply:
         _wrong("reply: reason")
     known = str(reason) if reason in ERROR_REASONS else "other"
     return Reply(number, False, {"reason": known, "detail": _optional(_text, get("detail"), "reply: detail")})
+
+
+def _either(value: Term) -> bool:
+    """Whether a node takes two cookies of each peer now."""
+    if type(value) is not bool:
+        _wrong("reply: either")
+    return value
+
+
+def _served(get: Callable[[str], Term]) -> Served:
+    trusted = get("trusted")
+    if type(trusted) is not list or len(trusted) > MAX_TRUSTED:
+        _wrong("reply: trusted")
+    return Served(
+        _text(get("serial"), "reply: serial"),
+        _number(get("not_after"), "reply: not_after"),
+        tuple(_digest(each, "reply: trusted") for each in trusted),
+    )
+
+
+def _list(value: Term, what: str) -> list[Term]:
+    if type(value) is not list or len(value) > MAX_PROOFS:
+        _wrong(what)
+    return value
+
+
+def _proof(value: Term) -> LinkProof:
+    get = _map(value, "proof").get
+    cookie = get("cookie")
+    if cookie not in ("current", "other") or type(cookie) is not Atom:
+        _wrong("proof: cookie")
+    return LinkProof(
+        peer=_text(get("peer"), "proof: peer"),
+        serial=_text(get("serial"), "proof: serial"),
+        not_after=_number(get("not_after"), "proof: not_after"),
+        cookie_current=cookie == "current",
+    )
+
+
+def _unproven(value: Term) -> LinkUnproven:
+    get = _map(value, "proof").get
+    reason = get("reason")
+    if type(reason) is not Atom:
+        _wrong("proof: reason")
+    return LinkUnproven(_text(get("peer"), "proof: peer"), escape(reason, 40))

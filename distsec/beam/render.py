@@ -20,6 +20,7 @@ from distsec.beam.erlang_text import Symbol, Term, erlang_atom, erlang_binary, e
 from distsec.beam.tls_options import Role, refuse_illegal, tls_options
 from distsec.errors import ConfigError, Problem
 from distsec.model.cluster import Carrier, Epmd
+from distsec.model.cookies import Cookies, CookieSet
 from distsec.model.names import NodeName
 from distsec.model.policy import Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
@@ -148,13 +149,27 @@ def guard_file(
     )
 
 
-def cookie_file(default: Secret, peers: Mapping[str, Secret]) -> bytes:
-    """`cookie.term`: the node's default cookie, and one for each peer by full name. The result is secret."""
-    pairs: dict[Symbol | bytes, Term] = {name.encode(): _cookie(peers[name]) for name in sorted(peers)}
-    cookies: dict[str, Term] = {"version": 1, "default": _cookie(default), "peers": pairs}
+def cookie_file(cookies: CookieSet) -> bytes:
+    """`cookie.term`: the node's default cookie, one for each peer by full name, and while they are rotated
+    what it takes from who dials besides. The result is secret.
+    """
+    fields: dict[str, Term] = {
+        "version": 1,
+        "default": _cookie(cookies.current.default),
+        "peers": _peer_cookies(cookies.current),
+    }
+    if cookies.step:  # the same bytes as ever where nothing was ever rotated
+        fields["step"] = cookies.step
+    if cookies.other is not None:
+        fields["other_default"] = _cookie(cookies.other.default)
+        fields["other_peers"] = _peer_cookies(cookies.other)
     return _document(
-        "% Secret. Written by distsec; changes are lost.", f"{{distsec_cookies, {_map(cookies)}}}."
+        "% Secret. Written by distsec; changes are lost.", f"{{distsec_cookies, {_map(fields)}}}."
     )
+
+
+def _peer_cookies(cookies: Cookies) -> dict[Symbol | bytes, Term]:
+    return {name.encode(): _cookie(cookies.peers[name]) for name in sorted(cookies.peers)}
 
 
 def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
@@ -163,7 +178,8 @@ def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
     Equal policies give equal bytes. Raises ConfigError for one that a node would refuse, or that is too long.
     """
     fields: dict[str, Term] = {
-        "version": 1,
+        # What nodes of an earlier version would not refuse they are not to take for all that there is.
+        "version": 2 if policy.revoked_identities else 1,
         "cluster": policy.cluster.encode(),
         "generation": policy.generation,
         "issued_at": policy.issued_at,
@@ -173,6 +189,11 @@ def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
         "rules": [_rule(rule) for rule in policy.rules],
         "denied": [name.encode() for name in sorted(policy.denied)],
         "revoked": [serial.encode() for serial in sorted(policy.revoked)],
+        **(
+            {"revoked_identities": [each.encode() for each in sorted(policy.revoked_identities)]}
+            if policy.revoked_identities
+            else {}
+        ),
         **({"epochs": [(n.encode(), e) for n, e in policy.epochs]} if policy.epochs else {}),
     }
     if policy.connect not in ("mesh", "none"):

@@ -109,7 +109,7 @@ def inspect(erl: Path, environment: Mapping[str, str]) -> Runtime:
 
     `environment` is a clean one (PATH, HOME). Raises RuntimeMissing when it is too old or does not run.
     """
-    for root in _roots(erl):
+    for root in roots(erl):
         if (runtime := _from_files(erl, root)) is not None:
             check_release(runtime.release)
             return runtime
@@ -141,7 +141,7 @@ def _version(ebin: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", ebin.parent.name))
 
 
-def _roots(erl: Path) -> list[Path]:
+def roots(erl: Path) -> list[Path]:
     """Candidates for its ROOTDIR: where the script really lies (that is what it uses itself), then what it
     names."""
     resolved = erl.resolve()

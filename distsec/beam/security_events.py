@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from distsec.beam.messages import AgentRefusal, EventKind, LaneEvent, PolicyFault
+from distsec.core.clock import clock_stepped
 from distsec.model.cluster import Link
-from distsec.model.events import EventType, SecurityEvent, Severity
+from distsec.model.events import ClockShift, EventType, SecurityEvent, Severity
 from distsec.model.policy import Reason, Verdict
 from distsec.model.text import escape
 
@@ -73,6 +75,8 @@ def to_security_event(message: LaneEvent, node: str, now: float) -> SecurityEven
             return _of_link(message, node, now, EventType.LINK_UP, Severity.INFO)
         case EventKind.LINK_DOWN:
             return _of_link(message, node, now, EventType.LINK_DOWN, Severity.INFO)
+        case EventKind.LINK_RENEWED:
+            return _of_link(message, node, now, EventType.LINK_RENEWED, Severity.INFO)
         case EventKind.VIOLATION:
             return _of_link(message, node, now, EventType.UNAUTHORIZED_ACCESS, Severity.CRITICAL)
         case EventKind.POLICY_APPLIED:
@@ -85,6 +89,10 @@ def to_security_event(message: LaneEvent, node: str, now: float) -> SecurityEven
             kind = EventType.POLICY_ROLLED_BACK if went_back else EventType.MESSAGE_SIGNATURE_INVALID
             detail = message.detail or "the node did not take a policy"
             return _plain(message, node, now, kind, Severity.CRITICAL, "deny", message.reason, detail)
+        case EventKind.CLOCK_STEPPED:
+            assert isinstance(message.reason, ClockShift)
+            stepped = clock_stepped(node, message.reason, message.seconds or 0, now)
+            return replace(stepped, launch=message.launch, sequence=message.sequence)
         case EventKind.GUARD:
             kind, detail = EventType.UNAUTHORIZED_ACCESS, message.detail
             return _plain(message, node, now, kind, Severity.CRITICAL, None, "guard_changed", detail)

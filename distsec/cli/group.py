@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -36,7 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "allow": ("distsec.cli.policy:allow", "Let a node into the cluster."),
     "deny": ("distsec.cli.policy:deny", "Keep a node out and end its links."),
     "shell": ("distsec.cli.shell:command", "A shell on a node, or the value of an expression there."),
-    "certs": ("distsec.cli.certs:command", "Show the nodes' certificates; revoke one."),
+    "tls": ("distsec.cli.tls:command", "Make the CA alone."),
+    "certs": ("distsec.cli.certs:command", "Certificates: show, issue, import, export, revoke them."),
+    "cookie": ("distsec.cli.cookie:command", "The cookies of the distribution: rotate them, see their age."),
+    "check": ("distsec.cli.check:command", "Look for what makes this cluster, or any BEAM here, unsafe."),
     "env": ("distsec.cli.env:command", "Print what a node needs that something else starts."),
     "events": ("distsec.cli.events:command", "Show what happened, and with -f what happens."),
 }
@@ -47,32 +50,40 @@ DEBUG = "distsec.debug"
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by COMMANDS and imports one when it is run or asked for its help."""
+    """Knows its commands by `table` (as COMMANDS is) and imports one when it is run or asked for its help."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = self._table[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in self._table and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], COMMANDS, n=1)
+            near = get_close_matches(args[0], self._table, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
+
+
+class _Program(LazyGroup):
+    """The whole command line: what becomes of its errors, and of a reader that goes away."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """The command's result; whoever read stdout may go away (`distsec events | head -1`)."""
@@ -116,6 +127,9 @@ class LazyGroup(click.Group):
 def _told(error: BaseException) -> int:
     """Says what `error` is, one line for each problem, on stderr; returns the exit code."""
     match error:
+        case click.exceptions.NoArgsIsHelpError():  # a group without its subcommand
+            error.show()
+            return EX_USAGE
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "distsec"
             message = escape(error.format_message().replace("\n", " "), 1000).rstrip(".")
@@ -152,7 +166,8 @@ def set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> No
 
 @click.group(
     "distsec",
-    cls=LazyGroup,
+    cls=_Program,
+    table=COMMANDS,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

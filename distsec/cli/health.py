@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsec.core.node_status import Why
+from distsec.core.renewal import State
 from distsec.core.wanted import TaintStage
 from distsec.model.cluster import NodeState
 from distsec.model.policy import Reason, Verdict
@@ -83,6 +84,10 @@ def _degraded(node: Mapping[str, Any], wanted_generation: object) -> Iterator[st
         yield f"{name}: policy generation {active} is in force, {wanted_generation} is wanted"
     if (node.get("certificate") or {}).get("revoked"):
         yield f"{name}: its certificate is revoked, so nobody links with it"
+    renewal = node.get("renewal") or {}
+    if renewal.get("state") == State.EXPIRED:
+        why = f", and is not renewed: {renewal['why']}" if renewal.get("why") else ""
+        yield f"{name}: its certificate has expired, so nobody links with it{why}"
 
 
 def _tainted(node: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from distsec.cli.passphrases import Given, passphrase_options
+
 if TYPE_CHECKING:
     from distsec.cli.initialise import Initialised
 
@@ -21,14 +23,27 @@ MODES = ("production", "hybrid", "development")
 @click.option("--name", metavar="CLUSTER", help="The cluster's name. [default: after the directory]")
 @click.option("--node", "nodes", metavar="NAME", multiple=True, help="A node, as name@host; may be repeated.")
 @click.option("--mode", type=click.Choice(MODES), help="How links are protected. [default: production]")
-def command(directory: Path, name: str | None, nodes: tuple[str, ...], mode: str | None) -> None:
+@click.option("--seal", is_flag=True, help="Seal the CA's key with a passphrase.")
+@passphrase_options
+def command(
+    directory: Path,
+    name: str | None,
+    nodes: tuple[str, ...],
+    mode: str | None,
+    seal: bool,
+    passphrase_fd: int | None,
+    passphrase_file: Path | None,
+) -> None:
     """Make a cluster in DIR: configuration, CA, keys and certificates.
 
     Run it again to add what is missing. It never replaces a key, and changes an existing configuration only
     to add the nodes that are named.
     """
+    from distsec.cli.ca_place import CaPlace
     from distsec.cli.initialise import initialise  # heavy: cryptography, pydantic
     from distsec.model.cluster import Mode
+
+    given = Given(passphrase_fd, passphrase_file)
 
     done = initialise(
         directory,
@@ -37,6 +52,8 @@ def command(directory: Path, name: str | None, nodes: tuple[str, ...], mode: str
         mode=Mode(mode) if mode else None,
         environment=os.environ,
         now=time.time(),
+        open_store=lambda spec: CaPlace(Path(spec.state_dir), spec).store(given, sealing=seal),
+        seal=seal,
     )
     for warning in done.spec.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -2,7 +2,8 @@
 
 The configuration is checked as a whole before anything is made, and written last: when something is in the
 way (a foreign state directory, a full disk), there is no file that refers to what is not there. Running it
-again completes.
+again completes. Where only the CA's key is missing, which is on another host, the configuration is written:
+it says for whom certificates are to be asked there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from distsec.config.edit import with_mode, with_nodes
 from distsec.config.load import load, parse
 from distsec.config.source import read_source
 from distsec.config.template import render_template
-from distsec.errors import PermissionRefused, StoreError, UsageError
+from distsec.errors import CaKeyUnavailable, PermissionRefused, StoreError, UsageError
 from distsec.model.cluster import ClusterSpec, Mode
 from distsec.model.names import NodeName, check_trust_domain
 from distsec.pki import files
@@ -49,17 +50,25 @@ def initialise(
     mode: Mode | None,
     environment: Mapping[str, str],
     now: float,
+    open_store: Callable[[ClusterSpec], Store] | None = None,
+    seal: bool = False,
 ) -> Initialised:
     """Makes in `directory` what is missing of a cluster. None and an empty `nodes` stand for "as it is, or
     the default".
 
-    `now` is Unix seconds. Raises NameInvalid, UsageError, ConfigError, StoreError, PermissionRefused or
-    PortInUse.
+    `now` is Unix seconds. `open_store` gives the state directory with what opens its sealed key (None: as it
+    is); `seal`: the CA's key is to be sealed. Raises NameInvalid, UsageError, ConfigError, StoreError,
+    PermissionRefused, PortInUse or CaKeyUnavailable.
     """
+
+    def complete(spec: ClusterSpec) -> ProvisionReport:
+        store = open_store(spec) if open_store else Store(Path(spec.state_dir))
+        return provision(spec, store, now, seal=seal)
+
     names = tuple(dict.fromkeys(map(NodeName.parse, nodes)))
     path = directory.absolute() / CONFIG_FILE
     if os.path.lexists(path):
-        return _extend(path, name, names, mode, environment, now)
+        return _extend(path, name, names, mode, environment, complete)
     text = render_template(
         check_trust_domain(name) if name is not None else default_name(directory),
         names or tuple(map(NodeName.parse, DEFAULT_NODES)),
@@ -68,10 +77,14 @@ def initialise(
     if mode is not None:
         text = with_mode(text, mode)
     spec = parse(text, path, environment)
-    _make_directory(path.parent)
-    report = provision(spec, Store(Path(spec.state_dir)), now)
+    make_directory(path.parent)
+    try:
+        report = complete(spec)
+    except CaKeyUnavailable:
+        _write(path, text, replacing=False)  # the request to where the key is wants to be made with it
+        raise
     if not _write(path, text, replacing=False):
-        return _extend(path, name, names, mode, environment, now)  # somebody else's init was faster
+        return _extend(path, name, names, mode, environment, complete)  # somebody else's init was faster
     return Initialised(spec, "made", report)
 
 
@@ -87,7 +100,7 @@ def _extend(
     names: Sequence[NodeName],
     mode: Mode | None,
     environment: Mapping[str, str],
-    now: float,
+    complete: Callable[[ClusterSpec], ProvisionReport],
 ) -> Initialised:
     """Keeps the configuration at `path`, but for nodes that it does not have yet."""
     spec = load(path, environment)
@@ -102,15 +115,19 @@ def _extend(
     missing = [node for node in names if spec.node(str(node)) is None]
     unlisted = [node for node in names if node not in spec.allowed_nodes]
     if not missing and not unlisted:
-        return Initialised(spec, "kept", provision(spec, Store(Path(spec.state_dir)), now))
+        return Initialised(spec, "kept", complete(spec))
     text = with_nodes(read_source(path), missing, unlisted, DEFAULT_COMMAND, str(path))
     spec = parse(text, path, environment)
-    report = provision(spec, Store(Path(spec.state_dir)), now)
+    try:
+        report = complete(spec)
+    except CaKeyUnavailable:
+        _write(path, text, replacing=True)
+        raise
     _write(path, text, replacing=True)
     return Initialised(spec, "extended", report)
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
     """Not private: what is secret is below the state directory, which is."""
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)

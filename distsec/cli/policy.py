@@ -34,12 +34,17 @@ if TYPE_CHECKING:
 def allow(node: str, identity: str | None, config: str | None) -> None:
     """Lets NODE into the cluster, on every node or, if one does not acknowledge, on none.
 
+    An identity of it that was revoked (`distsec certs revoke spiffe://…`) is good again.
+
     A link is remote code execution: whoever is let in can run anything in every node it links with.
     """
     orchestrator = client(config)
     with waiting(f"allowing {escape(node)}"):
         answer = orchestrator.allow(node, identity)
     click.echo(acknowledged(f"{escape(node)} is allowed", answer))
+    for identity in answer.get("lifted", []):
+        text = "is no longer revoked; the certificates of it that were stay so (`distsec certs renew`)"
+        click.echo(f"{escape(str(identity), 1024)} {text}")
 
 
 @click.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from distsec.cli.console import console
 from distsec.cli.group import show_error
 from distsec.cli.health import ALL_WELL, NO_ANSWER, assess
 from distsec.cli.options import client, config_option
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from distsec.control.client import ControlClient
 
 REDRAW_SECONDS = 2.0
-PIPE_COLUMNS = 80
 
 
 @click.command(epilog="Exit code: 0 all well, 1 degraded, 2 a violation, 3 no answer from the orchestrator.")
@@ -41,7 +41,7 @@ def command(ctx: click.Context, as_json: bool, watch: bool, config: str | None) 
         raise UsageError("--watch needs a terminal", do="use --json in a script, or `distsec events -f`")
     orchestrator = client(config)
     if watch:
-        ctx.exit(watch_on(orchestrator, _console(), time.sleep))
+        ctx.exit(watch_on(orchestrator, console(), time.sleep))
     try:
         status = orchestrator.status()
     except Unavailable as error:
@@ -53,17 +53,17 @@ def command(ctx: click.Context, as_json: bool, watch: bool, config: str | None) 
     else:
         from distsec.cli.status_view import view
 
-        _console().print(view(status, health, time.time()))
+        console().print(view(status, health, time.time()))
     ctx.exit(health.exit_code)
 
 
-def watch_on(orchestrator: ControlClient, console: Console, wait: Callable[[float], object]) -> int:
+def watch_on(orchestrator: ControlClient, screen: Console, wait: Callable[[float], object]) -> int:
     """Draws until Ctrl-C; returns the exit code of what was drawn last."""
     from rich.live import Live
 
     code = ALL_WELL
     try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
+        with Live(console=screen, screen=True, auto_refresh=False) as live:
             while True:
                 code, drawn = _look(orchestrator)
                 live.update(drawn, refresh=True)
@@ -87,16 +87,3 @@ def _look(orchestrator: ControlClient) -> tuple[int, RenderableType]:
         return error.exit_code, Text(escape(str(error), 1024), BAD)
     health = assess(status)
     return health.exit_code, view(status, health, time.time())
-
-
-def _console() -> Console:
-    """Colours on a terminal only, and there not with NO_COLOR; piped, it is plain and 80 columns wide."""
-    from rich.console import Console
-
-    class Terminal(Console):
-        def on_broken_pipe(self) -> None:
-            """rich would end with 1 here, which is `degraded`; the group knows better."""
-            raise  # rich calls this while it handles the BrokenPipeError
-
-    columns = None if sys.stdout.isatty() else PIPE_COLUMNS
-    return Terminal(highlight=False, markup=False, emoji=False, width=columns)

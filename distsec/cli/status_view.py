@@ -48,6 +48,9 @@ def _parts(status: Mapping[str, Any], health: Health, now: float) -> Iterator[Re
     if health.violations or health.degraded:
         yield Text()
     yield _headline(status, health)
+    if isinstance(rotation := status.get("ca_rotation"), Mapping):
+        phase = words.shown(rotation.get("phase")).replace("_", " ")
+        yield Text(f"rotation of the CA: {phase} (see `distsec certs rotate-ca status`)", UNEASY)
     nodes = [node for node in status.get("nodes", []) if isinstance(node, Mapping)]
     yield Text()
     yield _nodes(nodes, now)

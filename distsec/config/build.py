@@ -12,6 +12,7 @@ from distsec.config.fields import RuleKind
 from distsec.config.report import Report
 from distsec.config.rules import identity_of, kind_of
 from distsec.config.schema import (
+    CertificateAuthority,
     Certificates,
     Cluster,
     Distribution,
@@ -53,8 +54,15 @@ def build(document: Document, config_file: str, mode: Mode, carrier: Carrier, re
         optional["epmd"] = distribution.epmd
     if (document.logging or Logging()).max_bytes:
         optional["log_max_bytes"] = (document.logging or Logging()).max_bytes
-    if (document.certificates or Certificates()).days:
-        optional["certificate_days"] = (document.certificates or Certificates()).days
+    authority = (document.certificates or Certificates()).ca or CertificateAuthority()
+    if authority.passphrase_file:
+        optional["ca_passphrase_file"] = absolute(authority.passphrase_file, directory)
+    certificates = document.certificates or Certificates()
+    optional |= _given(certificates, "renew_before_seconds", "renew_jitter_seconds", "recycle_links")
+    if certificates.days:
+        optional["certificate_days"] = float(certificates.days)
+    elif certificates.lifetime_seconds:
+        optional["certificate_days"] = certificates.lifetime_seconds / 86_400
     return ClusterSpec(
         name=cluster_name(document),
         config_file=config_file,

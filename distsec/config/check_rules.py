@@ -85,8 +85,8 @@ def _checked_identity(path: KeyPath, rule: Rule, cluster: _Cluster, report: Repo
     if is_certificate_name(identity):
         report.warn(
             where,
-            "is looked for in certificates of the cluster's own CA only, until others can be trusted",
-            "issue such a certificate from that CA",
+            "is looked for in certificates of the CA that the nodes trust, and of nobody else",
+            "have such a certificate issued below that one (`distsec certs export --ca`)",
         )
         return identity
     return identity if _check_spiffe(where, identity, cluster, report) else None
@@ -175,13 +175,6 @@ def _check_bound(path: KeyPath, text: str, identity: str | None, cluster: _Clust
         report.error(path, f"{text} has a *, and a node is listed by its whole name", 'or kind = "cli"')
         return
     name = NodeName.parse(text)
-    if name in cluster.managed:
-        report.error(
-            path,
-            f"{name} is managed here: it gets its certificate from this cluster",
-            f"take it out; its identity is {name.identity(cluster.name)}",
-        )
-        return
     if name in cluster.bound:
         report.error(path, f"{name} is in a rule of this kind already", "join the two")
     cluster.bound.add(name)

@@ -15,7 +15,7 @@ from distsec.config.schema import Distribution, Document, Features, Grpc, Rbac, 
 SHORTEST_COOKIE = 20
 """Characters: what Erlang itself makes (auth.erl, create_cookie/1), about 94 bits."""
 
-_WELL_KNOWN_COOKIES = frozenset(
+WELL_KNOWN_COOKIES = frozenset(
     [
         "nocookie",
         "cookie",
@@ -53,7 +53,11 @@ _WELL_KNOWN_COOKIES = frozenset(
     ]
 )
 
-_OWN_CERTIFICATES = "certificates are issued by the cluster's own CA; bringing your own comes later"
+_OWN_CERTIFICATES = {
+    "cert_file": "each node has a certificate of its own: `distsec certs import --node` brings one",
+    "key_file": "each node has a key of its own: `distsec certs import --node` brings one",
+    "ca_file": "nodes trust the cluster's own CA: `distsec certs import --ca-certificate` brings yours",
+}
 _GRPC = "there is no gRPC API yet"
 _RBAC = "roles belong to the gRPC API, which is not built yet: nothing is checked against them"
 _FEATURES = "signed messages belong to the gRPC API, which is not built yet"
@@ -63,9 +67,9 @@ def check_unbuilt(document: Document, report: Report) -> None:
     security = document.security or Security()
     distribution = security.distribution or Distribution()
     _check_cookie(distribution, report)
-    for key in ("cert_file", "key_file", "ca_file"):
+    for key, instead in _OWN_CERTIFICATES.items():
         if distribution.has(key):
-            report.not_enforced(("security", "distribution", key), _OWN_CERTIFICATES)
+            report.not_enforced(("security", "distribution", key), instead)
     if security.grpc:
         _check_grpc(security.grpc, distribution, report)
     if security.rbac:
@@ -89,7 +93,7 @@ def _check_cookie(distribution: Distribution, report: Report) -> None:
         else "the configuration file"
     )
     report.warn(path, f"one cookie for all nodes, kept in {source}, is unsafe, and is not used", do)
-    if cookie.lower() in _WELL_KNOWN_COOKIES:
+    if cookie.lower() in WELL_KNOWN_COOKIES:
         report.warn(path, "is a well-known cookie that attackers try first", do)
     elif len(cookie) < SHORTEST_COOKIE:
         report.warn(path, f"is shorter than {SHORTEST_COOKIE} characters and can be guessed", do)

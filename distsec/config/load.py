@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from distsec.config.build import build
 from distsec.config.check_admission import check_admission
+from distsec.config.check_certificates import check_certificates
 from distsec.config.check_listeners import check_metrics, check_ports, check_socket_paths
 from distsec.config.check_mode import check_carrier, check_mode
 from distsec.config.check_nodes import check_families, check_nodes
@@ -85,6 +86,7 @@ def parse(text: str, path: Path, environment: Mapping[str, str]) -> ClusterSpec:
     check_ports(document, report)
     check_metrics(document, report)
     check_socket_paths(document, state_dir(document, str(path.parent)), report)
+    check_certificates(document, report)
     check_unbuilt(document, report)
     if report.failed:
         raise report.failure(str(path))

@@ -114,8 +114,17 @@ class Logging(Table):
     max_bytes: Annotated[int | None, PlainValidator(f.whole(4096, 1 << 34))] = None
 
 
+class CertificateAuthority(Table):
+    passphrase_file: f.Path = None
+
+
 class Certificates(Table):
     days: Annotated[int | None, PlainValidator(f.whole(1, 3650))] = None
+    lifetime_seconds: Annotated[float | None, PlainValidator(f.seconds(20, 3650 * 86_400))] = None
+    renew_before_seconds: Annotated[float | None, PlainValidator(f.seconds(1, 3650 * 86_400))] = None
+    renew_jitter_seconds: Annotated[float | None, PlainValidator(f.seconds(0, 365 * 86_400))] = None
+    recycle_links: f.Flag = None
+    ca: CertificateAuthority | None = None
 
 
 class Node(Table):

@@ -71,8 +71,22 @@ listen = {listen}
 #max_bytes = 10485760
 
 [certificates]
-# Lifetime of the certificates that are issued from now on.
+# Lifetime of the certificates that are issued from now on. For lives of less
+# than a day lifetime_seconds takes its place (20 at least).
 #days = 365
+# How long before its end a certificate is renewed, by itself and with a new
+# key. Without it: a third of its life, at most 30 days. The jitter (a tenth of
+# that) keeps nodes that were issued together from being renewed together.
+#renew_before_seconds = 2592000
+#renew_jitter_seconds = 259200
+# Whether a renewal ends and remakes the links as well, one after the other.
+# With the carrier "distsec" there is no need: they are proven anew as they are.
+#recycle_links = false
+
+# Where the CA's key is sealed (`distsec certs seal`): a file of yours, 0600,
+# with the passphrase. Without it nodes run on, and nothing new is issued.
+#[certificates.ca]
+#passphrase_file = "/etc/distsec/ca.passphrase"
 """
 
 _NODE = """

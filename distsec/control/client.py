@@ -58,12 +58,44 @@ class ControlClient:
         seconds = NODES_SECONDS if compromised else POLICY_SECONDS
         return self._request("POST", "/v1/policy/deny", seconds, body)
 
-    def revoke(self, what: str) -> dict[str, Any]:
-        """`what`: a serial, or a node's name."""
-        return self._request("POST", "/v1/certificates/revoke", POLICY_SECONDS, {"what": what})
+    def revoke(self, what: str, reason: str | None = None) -> dict[str, Any]:
+        """`what`: a serial, a node's name, or an identity."""
+        body = {"what": what} if reason is None else {"what": what, "reason": reason}
+        return self._request("POST", "/v1/certificates/revoke", POLICY_SECONDS, body)
+
+    def serve(self, names: Sequence[str]) -> dict[str, Any]:
+        """Has nodes serve what was installed for them; returns when they do, or it is known why not."""
+        return self._request("POST", "/v1/certificates/serve", NODES_SECONDS, {"names": list(names)})
+
+    def told_of_issue(self, serial: str) -> dict[str, Any]:
+        """A certificate was issued here for a node that is not managed here."""
+        return self._request("POST", "/v1/certificates/issued", ANSWER_SECONDS, {"serial": serial})
 
     def certificates(self) -> dict[str, Any]:
         return self._request("GET", "/v1/certificates", ANSWER_SECONDS)
+
+    def cookies(self) -> dict[str, Any]:
+        return self._request("GET", "/v1/cookies", ANSWER_SECONDS)
+
+    def rotate_cookies(self, *, give_up: bool = False, elsewhere: bool = False) -> dict[str, Any]:
+        """Returns when it is done."""
+        body = {"give_up": give_up, "elsewhere": elsewhere}
+        return self._request("POST", "/v1/cookies/rotate", NODES_SECONDS, body)
+
+    def renew(
+        self, names: Sequence[str], *, everything: bool = False, recycle: bool = False
+    ) -> dict[str, Any]:
+        """Returns when the new certificates are served, or it is known why one is not."""
+        body = {"all": True} if everything else {"names": list(names)}
+        return self._request("POST", "/v1/certificates/renew", NODES_SECONDS, {**body, "recycle": recycle})
+
+    def ca_rotation(self) -> dict[str, Any]:
+        return self._request("GET", "/v1/ca", ANSWER_SECONDS)
+
+    def rotate_ca(self, phase: str, *, elsewhere: bool = False) -> dict[str, Any]:
+        """`phase`: prepare, activate, prune or rollback. Returns when it is reached."""
+        target = f"/v1/ca/{quote(phase, safe='')}"
+        return self._request("POST", target, NODES_SECONDS, {"elsewhere": elsewhere})
 
     def reload(self) -> dict[str, Any]:
         return self._request("POST", "/v1/reload", POLICY_SECONDS, {})

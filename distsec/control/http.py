@@ -83,6 +83,13 @@ class ControlServer:
                 web.post("/v1/policy/deny", self._deny),
                 web.get("/v1/certificates", self._certificates),
                 web.post("/v1/certificates/revoke", self._revoke),
+                web.post("/v1/certificates/renew", self._renew),
+                web.post("/v1/certificates/serve", self._serve),
+                web.post("/v1/certificates/issued", self._issued),
+                web.get("/v1/cookies", self._cookies),
+                web.post("/v1/cookies/rotate", self._rotate_cookies),
+                web.get("/v1/ca", self._ca_rotation),
+                web.post("/v1/ca/{phase}", self._rotate_ca),
                 web.post("/v1/reload", self._reload),
                 web.post("/v1/shell", self._shell),
                 web.get("/v1/events", self._events),
@@ -170,8 +177,37 @@ class ControlServer:
         return web.json_response(await self._service.certificates())
 
     async def _revoke(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "what")
-        return web.json_response(await self._service.revoke(body.get("what")))
+        body = await _body(request, "what", "reason")
+        return web.json_response(await self._service.revoke(body.get("what"), body.get("reason")))
+
+    async def _cookies(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._service.cookies())
+
+    async def _rotate_cookies(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "give_up", "elsewhere")
+        give_up, elsewhere = body.get("give_up", False), body.get("elsewhere", False)
+        return web.json_response(await self._service.rotate_cookies(give_up, elsewhere))
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "names")
+        return web.json_response(await self._service.serve(body.get("names")))
+
+    async def _issued(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "serial")
+        return web.json_response(await self._service.told_of_issue(body.get("serial")))
+
+    async def _renew(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "names", "all", "recycle")
+        names, everything = body.get("names"), body.get("all", False)
+        return web.json_response(await self._service.renew(names, everything, body.get("recycle", False)))
+
+    async def _ca_rotation(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._service.ca_rotation())
+
+    async def _rotate_ca(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "elsewhere")
+        phase, elsewhere = request.match_info["phase"], body.get("elsewhere", False)
+        return web.json_response(await self._service.rotate_ca(phase, elsewhere))
 
     async def _reload(self, request: web.Request) -> web.StreamResponse:
         await _body(request)

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from distsec.control.wire import SCHEMA
+from distsec.core.rotation import Command as CaCommand
 from distsec.errors import NameInvalid, NotFound, UsageError
 from distsec.model.cluster import ClusterSpec, NodeState
 from distsec.model.names import MAX_NAME_BYTES, NodeName
 from distsec.model.shells import Operator
 from distsec.observe.bus import Bus, Follower, Published
 from distsec.observe.metrics import Metrics
+from distsec.pki.crl import RevocationReason
 from distsec.pki.subject import identity_from_text
 
 MAX_NAMES = 1000
@@ -24,6 +26,27 @@ MAX_IDENTITY = 2048
 ACTIONS = ("start", "stop", "restart")
 
 _AT_REST = frozenset({NodeState.STOPPED, NodeState.FATAL})
+
+
+class Cookies(Protocol):
+    """See supervisor.cookie_rotation.CookieRotator."""
+
+    async def status(self) -> dict[str, Any]: ...
+    async def rotate(self, elsewhere: bool) -> dict[str, Any]: ...
+    async def give_up(self) -> dict[str, Any]: ...
+
+
+class Renewals(Protocol):
+    """See supervisor.renewal.Renewal."""
+
+    async def renew(self, names: list[str], recycle: bool) -> dict[str, Any]: ...
+
+
+class Authority(Protocol):
+    """See supervisor.ca_rotation.CaRotation."""
+
+    async def status(self) -> dict[str, Any]: ...
+    async def command(self, command: CaCommand, elsewhere: bool) -> dict[str, Any]: ...
 
 
 class Orchestrator(Protocol):
@@ -63,13 +86,28 @@ class Orchestrator(Protocol):
         """Like `allow`; a denial is kept though it is not acknowledged by all."""
         ...
 
-    async def revoke(self, what: str) -> dict[str, Any]:
-        """{"serials", "generation", "acknowledged", "current_of"}; raises like `deny`."""
+    async def revoke(self, what: str, reason: RevocationReason) -> dict[str, Any]:
+        """{"serials", "identity", "generation", "acknowledged", "current_of", "lists"}; like `deny`."""
+        ...
+
+    async def serve(self, names: list[str]) -> dict[str, Any]:
+        """{"done", "nodes": [one each]}: whether they serve what is installed for them, and why not."""
+        ...
+
+    async def told_of_issue(self, serial: str) -> dict[str, Any]:
+        """Raises NotFound unless such a certificate was issued here."""
         ...
 
     async def certificates(self) -> dict[str, Any]:
-        """{"certificates": […], "revoked": [serials]}."""
+        """{"certificates": […], "revoked": [serials], …}."""
         ...
+
+    @property
+    def cookies(self) -> Cookies: ...
+    @property
+    def authority(self) -> Authority: ...
+    @property
+    def renewal(self) -> Renewals: ...
 
     async def reload(self) -> dict[str, Any]:
         """Re-reads the configuration. Raises ConfigError, having changed nothing."""
@@ -127,15 +165,67 @@ class Service:
             raise UsageError("a time is of use for a compromised node only", do="add --compromised")
         return {"schema": SCHEMA, **await self._orchestrator.deny(checked, compromised, float(since))}
 
-    async def revoke(self, what: object) -> dict[str, Any]:
-        """Revokes the certificate of a serial (hexadecimal), or that a node has."""
-        if not isinstance(what, str) or not 0 < len(what) <= MAX_NAME_BYTES:
-            raise UsageError("a serial or a node name is missing", do="name a serial, or a node as name@host")
-        return {"schema": SCHEMA, **await self._orchestrator.revoke(what)}
+    async def revoke(self, what: object, reason: object = None) -> dict[str, Any]:
+        """Revokes the certificate of a serial (hexadecimal), or that a node has, or an identity; `reason`:
+        a pki.crl.RevocationReason.
+        """
+        longest = MAX_IDENTITY if isinstance(what, str) and ":" in what[:9] else MAX_NAME_BYTES
+        if not isinstance(what, str) or not 0 < len(what) <= longest:
+            raise UsageError(
+                "nothing is named", do="name a serial, a node as name@host, or an identity as spiffe://…"
+            )
+        given = next((each for each in RevocationReason if reason in {None, each}), None)
+        if given is None:
+            raise UsageError(f"the reason is none of {', '.join(RevocationReason)}")
+        return {"schema": SCHEMA, **await self._orchestrator.revoke(what, given)}
+
+    async def serve(self, names: object) -> dict[str, Any]:
+        """Has managed nodes serve the certificates that were installed for them by somebody else."""
+        return {"schema": SCHEMA, **await self._orchestrator.serve(self._known(names))}
+
+    async def told_of_issue(self, serial: object) -> dict[str, Any]:
+        """Has it on record that a certificate was issued for a node that is not managed here."""
+        if not isinstance(serial, str) or len(serial) > MAX_NAME_BYTES:
+            raise UsageError("a serial number is missing")
+        return {"schema": SCHEMA, **await self._orchestrator.told_of_issue(serial)}
 
     async def certificates(self) -> dict[str, Any]:
         """The document of `distsec certs list --json`."""
         return {"schema": SCHEMA, **await self._orchestrator.certificates()}
+
+    async def cookies(self) -> dict[str, Any]:
+        """The document of `distsec cookie status --json`."""
+        return {"schema": SCHEMA, **await self._orchestrator.cookies.status()}
+
+    async def rotate_cookies(self, give_up: object = False, elsewhere: object = False) -> dict[str, Any]:
+        """Answers when the old secret is forgotten, or with `give_up` when the new one is."""
+        if not isinstance(give_up, bool) or not isinstance(elsewhere, bool):
+            raise UsageError("give_up and elsewhere are true or false")
+        if give_up:
+            return {"schema": SCHEMA, **await self._orchestrator.cookies.give_up()}
+        return {"schema": SCHEMA, **await self._orchestrator.cookies.rotate(elsewhere)}
+
+    async def renew(
+        self, names: object, everything: object = False, recycle: object = False
+    ) -> dict[str, Any]:
+        """New keys and certificates; answers when they are served, or it is known why one is not."""
+        if not isinstance(recycle, bool):
+            raise UsageError("recycle is true or false")
+        chosen = self._all() if everything is True else self._known(names)
+        return {"schema": SCHEMA, **await self._orchestrator.renewal.renew(chosen, recycle)}
+
+    async def ca_rotation(self) -> dict[str, Any]:
+        """The document of `distsec certs rotate-ca status --json`."""
+        return {"schema": SCHEMA, **await self._orchestrator.authority.status()}
+
+    async def rotate_ca(self, phase: object, elsewhere: object = False) -> dict[str, Any]:
+        """One step of a rotation of the CA; answers when it is done."""
+        command = next((each for each in CaCommand if each == phase), None)
+        if command is None:
+            raise UsageError(f"the step is none of {', '.join(CaCommand)}")
+        if not isinstance(elsewhere, bool):
+            raise UsageError("elsewhere is true or false")
+        return {"schema": SCHEMA, **await self._orchestrator.authority.command(command, elsewhere)}
 
     async def reload(self) -> dict[str, Any]:
         """What SIGHUP does."""

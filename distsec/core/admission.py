@@ -4,7 +4,8 @@
 the same answers. The order is part of the contract: the reason that comes out is what the operator sees.
 
 1. *No policy.* None, or one that lists nobody: nobody is admitted. This function has no way to fail open.
-2. *The certificate*, where links carry one: exactly one identity, not expired, not revoked. Before any name
+2. *The certificate*, where links carry one: exactly one identity, not expired, neither it nor its
+   identity revoked. Before any name
    is looked at, since a name from a peer that proved nothing says nothing.
 3. *The name*, once it is known: name@host of visible ASCII, and not on the deny list, which wins over every
    listing. A node that is denied itself is out of the mesh from its own side too: it has no link with a
@@ -89,6 +90,8 @@ def _judge_certificate(policy: Policy, claim: Claim, shown: Sequence[str], now: 
     if claim.not_after is not None and max(now, policy.issued_at) > claim.not_after:
         return Reason.EXPIRED
     if claim.serial is not None and claim.serial in policy.revoked:
+        return Reason.REVOKED
+    if not policy.revoked_identities.isdisjoint(shown):
         return Reason.REVOKED
     return None
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from distsec.core.wanted import Overlay, Recovered
+from distsec.model.identities import readable
 
 MAX_LEAP = 1_000_000
 """How far above the overlay a mark is followed, which is no proof: whoever is in a node can write any number
@@ -63,8 +64,10 @@ def lifted(overlay: Overlay, found: Iterable[Found]) -> tuple[Overlay, tuple[str
 def _told(before: Overlay, after: Overlay, whose: str) -> str:
     back = sorted(after.deny - before.deny)
     serials = len(after.revoked - before.revoked)
+    identities = sorted(map(readable, after.revoked_identities - before.revoked_identities))
     found = [f"denied again: {', '.join(back)}"] if back else []
     found += [f"revoked again: {serials} certificates"] if serials else []
+    found += [f"revoked again: {', '.join(identities)}"] if identities else []
     return (
         f"the overlay (generation {before.generation}) is older than the policy of {whose}; it goes on above"
         f" that, at {after.generation}; {'; '.join(found) or 'nothing was denied since'};"

@@ -71,12 +71,16 @@ class Overlay:
     allow: tuple[Allowed, ...] = ()
     deny: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()  # serials, lower-case hex
+    revoked_identities: frozenset[str] = frozenset()  # as model.identities writes them
     issued_at: int = 0
     epochs: tuple[tuple[str, int], ...] = ()
     tainted: tuple[Taint, ...] = ()
 
-    def allowing(self, name: str, identity: str | None = None, *, configured: bool = False) -> Overlay:
-        """With `name` allowed (again), and no longer denied or held, in the next generation.
+    def allowing(
+        self, name: str, identity: str | None = None, *, configured: bool = False, known_by: str | None = None
+    ) -> Overlay:
+        """With `name` allowed (again), and no longer denied or held, in the next generation; nor is the
+        identity that it is `known_by` revoked any more. Certificates stay revoked.
 
         What is `configured` (the configuration lists it) needs no entry here, unless its identity is another:
         taken out of the configuration later, it would still be allowed.
@@ -87,6 +91,7 @@ class Overlay:
             self.advanced(),
             allow=(*others, *added),
             deny=self.deny - {name},
+            revoked_identities=self.revoked_identities - {known_by},
             tainted=self._vouched(name),
         )
 
@@ -96,11 +101,15 @@ class Overlay:
         tainted = tuple(t for t in self.tainted if t.name != name or t.stage is not TaintStage.ELSEWHERE)
         return replace(self.advanced(), allow=others, deny=self.deny | {name}, tainted=tainted)
 
-    def revoking(self, *serials: str) -> Overlay:
-        """With the certificates of these serials (lower-case hex) refused everywhere, in the next
-        generation.
+    def revoking(self, *serials: str, identities: Iterable[str] = ()) -> Overlay:
+        """With the certificates of these serials (lower-case hex) refused everywhere, and every one of these
+        identities, in the next generation.
         """
-        return replace(self.advanced(), revoked=self.revoked.union(serials))
+        return replace(
+            self.advanced(),
+            revoked=self.revoked.union(serials),
+            revoked_identities=self.revoked_identities.union(identities),
+        )
 
     def condemning(self, name: str, taints: Iterable[Taint], serials: Iterable[str]) -> Overlay:
         """With `name` denied as compromised, and `taints` its doing, in the next generation."""
@@ -147,6 +156,7 @@ class Overlay:
             allow=tuple(entry for entry in self.allow if entry.name not in newer.denied),
             deny=self.deny | newer.denied,
             revoked=self.revoked | newer.revoked,
+            revoked_identities=self.revoked_identities | newer.revoked_identities,
             issued_at=max(self.issued_at, newer.issued_at),
             epochs=tuple(sorted(epochs.items())),
         )
@@ -182,6 +192,7 @@ class Recovered:
     denied: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()
     epochs: tuple[tuple[str, int], ...] = ()
+    revoked_identities: frozenset[str] = frozenset()
 
 
 def listed_names(spec: ClusterSpec, overlay: Overlay) -> tuple[str, ...]:
@@ -229,6 +240,7 @@ def wanted_policy(
         ),
         denied=overlay.deny,
         revoked=overlay.revoked,
+        revoked_identities=overlay.revoked_identities,
         epochs=overlay.epochs,
         connect=spec.connect,
         require_identity=spec.carrier.encrypted,
@@ -243,6 +255,12 @@ def known_identities(spec: ClusterSpec, overlay: Overlay) -> dict[str, str]:
         name: allowed.get(name) or ruled.get(name) or NodeName.parse(name).identity(spec.name)
         for name in listed_names(spec, overlay)
     }
+
+
+def identity_of(spec: ClusterSpec, name: NodeName) -> str:
+    """By what identity a node that is managed here is known: the one that a rule binds it to, or its own."""
+    ruled = next((entry.identity for entry in spec.identities if entry.name == name), None)
+    return ruled or name.identity(spec.name)
 
 
 def is_trusted(spec: ClusterSpec, identity: str) -> bool:

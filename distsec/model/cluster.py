@@ -137,7 +137,11 @@ class ClusterSpec:
     log_max_bytes: int = 10 * 1024 * 1024
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9911)
     ca_file: str | None = None
-    certificate_days: int = 365
+    certificate_days: float = 365.0  # with a fraction where lifetime_seconds is given
+    renew_before_seconds: float | None = None  # None: chosen from each certificate's life (core.renewal)
+    renew_jitter_seconds: float | None = None
+    recycle_links: bool = False  # whether a renewal ends and remakes the links too
+    ca_passphrase_file: str | None = None  # of the CA's key, where that is sealed
     not_enforced: tuple[NotEnforced, ...] = ()
     warnings: tuple[str, ...] = ()
     identities: tuple[IdentitySpec, ...] = ()
@@ -161,12 +165,16 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What is shown of a certificate: `serial` lower-case hex, `not_after` Unix seconds."""
+    """What is shown of a certificate: `serial` lower-case hex, times in Unix seconds. `names`: what else than
+    its URI it is known by (model.identities).
+    """
 
     identity: str | None
     serial: str
     issuer: str
     not_after: int
+    not_before: int | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,14 +30,25 @@ class EventType(StrEnum):
     RATE_LIMIT_EXCEEDED = "RateLimitExceeded"
     MESSAGE_SIGNATURE_INVALID = "MessageSignatureInvalid"  # a policy or an agent's proof that does not verify
     CERTIFICATE_ROTATED = "CertificateRotated"
+    CERTIFICATE_RENEWED = "CertificateRenewed"  # the node serves another one, with the same identity
+    CERTIFICATE_REVOKED = "CertificateRevoked"  # by an operator: `serial`, or `identity` whatever it shows
+    CERTIFICATE_ISSUED = "CertificateIssued"  # for a node (`peer`) that is not managed here
+    CERTIFICATE_REFUSED = "CertificateRefused"  # somebody else's files for a node: not taken (reason)
+    CERTIFICATE_EXPIRING = "CertificateExpiring"  # of a node, or the CA's own (no node): soon, or it has
     NODE_STARTED = "NodeStarted"
     NODE_STOPPED = "NodeStopped"
     NODE_STATE_CHANGED = "NodeStateChanged"
     LINK_UP = "NodeUp"  # nodeup/nodedown of a peer, in Erlang's own words
     LINK_DOWN = "NodeDown"
+    LINK_RENEWED = "LinkRenewed"  # both ends have proven themselves anew, with other certificates
     AGENT_CONNECTED = "AgentConnected"
     AGENT_LOST = "AgentLost"
     AGENT_REFUSED = "AgentRefused"  # a connection to the agent socket that was dropped, and why
+    CA_ROTATION_PREPARED = "CaRotationPrepared"  # every node trusts the new CA besides the old one
+    CA_ROTATION_ACTIVATED = "CaRotationActivated"  # every node serves a certificate of the new one
+    CA_ROTATION_PRUNED = "CaRotationPruned"  # every node refuses the old one, whose key is destroyed
+    CA_ROTATION_ROLLED_BACK = "CaRotationRolledBack"  # the new one is gone, and the old one as before
+    COOKIE_ROTATED = "CookieRotated"  # or, with the reason given_up, not
     POLICY_CHANGED = "PolicyChanged"  # an operator allowed or denied `peer`
     POLICY_APPLIED = "PolicyApplied"
     POLICY_ROLLED_BACK = "PolicyRolledBack"  # a node, or the overlay, is behind what was in force already
@@ -45,6 +56,14 @@ class EventType(StrEnum):
     SHELL_DETACHED = "ShellDetached"  # it has ended
     EVENTS_DROPPED = "EventsDropped"
     CONFIGURATION_RELOADED = "ConfigurationReloaded"
+    CLOCK_STEPPED = "ClockStepped"  # the wall clock was set, ahead or back (reason), by `seconds`
+
+
+class ClockShift(StrEnum):
+    """Where a wall clock was set to: the `reason` of ClockStepped."""
+
+    AHEAD = "ahead"
+    BACK = "back"
 
 
 REFUSAL_TYPES = frozenset(
@@ -80,7 +99,7 @@ class SecurityEvent:
     rule: str | None = None  # the listed name or pattern that matched; None: unlisted
     detail: str | None = None
     operator: str | None = None  # whose shell it is, as the kernel says: "root (uid 0)"
-    seconds: int | None = None  # how long it lasted
+    seconds: int | None = None  # how long it lasted, or by how much
     launch: str | None = None
     sequence: int | None = None
 

@@ -29,7 +29,7 @@ class Reason(StrEnum):
     DENIED = "denied"  # named in the overlay's deny list
     NOT_ALLOWED = "not_allowed"  # the identity or name is on no list
     NOT_OPEN = "not_open"  # first phase of an allow: not yet acknowledged by all
-    REVOKED = "revoked"  # the certificate's serial is revoked
+    REVOKED = "revoked"  # the certificate's serial is revoked, or its identity
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
     UNKNOWN_CA = "unknown_ca"
@@ -104,6 +104,7 @@ class Policy:
     rules: tuple[PolicyRule, ...] = ()
     denied: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()
+    revoked_identities: frozenset[str] = frozenset()  # refused with whatever certificate they come
     epochs: tuple[tuple[str, int], ...] = ()  # how often nodes were re-keyed; nodes do not read it
     connect: str = "mesh"  # "mesh": every agent dials every open peer with an address; "none": nobody does
     require_identity: bool = True  # False in development mode, where links carry no certificate

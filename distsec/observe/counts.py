@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distsec.model.cluster import NodeState
-from distsec.model.events import SecurityEvent
+from distsec.model.events import ClockShift, SecurityEvent
 from distsec.model.policy import Direction, Reason, Verdict
 from distsec.observe.exact import LaunchCounter
 
@@ -45,6 +45,8 @@ class NodeCounts:
         self.check_micros: LaunchCounter[str] = LaunchCounter([""])
         self.dropped: LaunchCounter[str] = LaunchCounter(LANES)
         self.rotations = 0
+        self.certificates_refused = 0
+        self.clock_steps = {str(shift): 0 for shift in ClockShift}
         self.agent_refused: dict[str, int] = {}
         self.state: NodeState | None = None
         self.links: dict[str, int] = dict.fromkeys(VERDICTS, 0)

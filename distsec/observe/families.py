@@ -18,10 +18,11 @@ Nodes = Mapping[str, NodeCounts]
 MICROS = 1_000_000
 
 
-def families(nodes: Nodes, version: str) -> Iterator[Metric]:
+def families(nodes: Nodes, version: str, authority_not_after: int | None = None) -> Iterator[Metric]:
     """All families, in the order in which they are shown; each is there even where it has no series yet."""
     for family in _FAMILIES:
         yield family(nodes)
+    yield _authority_expiry(authority_not_after)
     yield _build_info(version)
 
 
@@ -142,6 +143,29 @@ def _certificate_expiry(nodes: Nodes) -> Metric:
     return family
 
 
+def _certificates_refused(nodes: Nodes) -> Metric:
+    family = CounterMetricFamily(
+        "distsec_certificates_refused",
+        "Keys and certificates that somebody else has put into a node's directory and that were not taken.",
+        labels=("node",),
+    )
+    for node, counts in nodes.items():
+        family.add_metric((node,), counts.certificates_refused)
+    return family
+
+
+def _authority_expiry(not_after: int | None) -> Metric:
+    """The label node is empty: it is the whole cluster's."""
+    family = GaugeMetricFamily(
+        "distsec_ca_expiry_timestamp_seconds",
+        "When the certificate of the cluster's CA expires, in Unix time.",
+        labels=("node",),
+    )
+    if not_after is not None:
+        family.add_metric(("",), not_after)
+    return family
+
+
 def _policy_generation(nodes: Nodes) -> Metric:
     family = GaugeMetricFamily(
         "distsec_policy_generation",
@@ -179,6 +203,18 @@ def _agent_refused(nodes: Nodes) -> Metric:
     return family
 
 
+def _clock_steps(nodes: Nodes) -> Metric:
+    family = CounterMetricFamily(
+        "distsec_clock_steps",
+        "Times that a node found its wall clock set by more than a minute.",
+        labels=("node", "direction"),
+    )
+    for node, counts in nodes.items():
+        for direction, value in counts.clock_steps.items():
+            family.add_metric((node, direction), value)
+    return family
+
+
 def _build_info(version: str) -> Metric:
     """The label node is empty, which to Prometheus is the same as none: this is about the orchestrator."""
     family = GaugeMetricFamily(
@@ -199,7 +235,9 @@ _FAMILIES: tuple[Callable[[Nodes], Metric], ...] = (
     _shells,
     _agent_connected,
     _certificate_expiry,
+    _certificates_refused,
     _policy_generation,
     _events_dropped,
     _agent_refused,
+    _clock_steps,
 )

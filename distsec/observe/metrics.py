@@ -67,6 +67,7 @@ class Metrics(Collector):
     def __init__(self, version: str = __version__, listed: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._version = version
+        self._authority_not_after: int | None = None
         self._nodes: dict[str, NodeCounts] = {}
         self._forgotten: set[str] = set()
         self._names: frozenset[str] = frozenset()
@@ -99,8 +100,12 @@ class Metrics(Collector):
             counts.at_launch(event.launch)
             result = Verdict.DENY.value if event.result == Verdict.DENY else Verdict.ALLOW.value
             counts.attempts.count((result, self._peer(event)))
-        elif event.type is EventType.CERTIFICATE_ROTATED:
+        elif event.type in (EventType.CERTIFICATE_ROTATED, EventType.CERTIFICATE_RENEWED):
             counts.rotations += 1
+        elif event.type is EventType.CERTIFICATE_REFUSED:
+            counts.certificates_refused += 1
+        elif event.type is EventType.CLOCK_STEPPED and event.reason in counts.clock_steps:
+            counts.clock_steps[str(event.reason)] += 1
 
     def heartbeat(self, node: str, launch: str, heartbeat: HeartbeatCounts) -> None:
         """Takes over the exact counts that `node`'s agent has kept since `launch`."""
@@ -147,6 +152,10 @@ class Metrics(Collector):
         if counts := self._of(node):
             counts.certificate_not_after = not_after
 
+    def set_authority(self, not_after: int | None) -> None:
+        """Of the CA's own certificate; Unix seconds."""
+        self._authority_not_after = not_after
+
     def set_policy(self, node: str, wanted: int | None, active: int | None) -> None:
         if counts := self._of(node):
             counts.policy = {"wanted": wanted, "active": active}
@@ -175,7 +184,7 @@ class Metrics(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        yield from families(self._nodes, self._version)
+        yield from families(self._nodes, self._version, self._authority_not_after)
 
     def _of(self, node: str) -> NodeCounts | None:
         counts = self._nodes.get(node)

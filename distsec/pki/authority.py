@@ -2,12 +2,16 @@
 
 Keys are written once and never replaced; a half-made CA or node (a key whose certificate is missing, after a
 crash) is completed with the key that is there. Time is Unix seconds.
+
+The certificate is all that running nodes need of their CA. Its key may be sealed (`pki.sealed`) or kept on
+another host; then it is looked for when something is to be signed, and not before.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -16,67 +20,103 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
-from distsec.errors import StoreError
+from distsec.errors import CaKeyUnavailable, StoreError, UsageError
 from distsec.model.cluster import Certificate
 from distsec.model.names import NodeName
 from distsec.model.secret import Secret
 from distsec.model.text import escape
-from distsec.pki import profile
+from distsec.pki import lineage, profile
+from distsec.pki.keyring import Keyring, KeyState
+from distsec.pki.sealed import fingerprint, read_sealed
 from distsec.pki.store import Store
+from distsec.pki.subject import names_of
 
+DIRECTORY = "ca"
 KEY_FILE = "ca/key.pem"
+SEALED_FILE = "ca/key.sealed"
 CERTIFICATE_FILE = "ca/certificate.pem"
+_KEY, _SEALED, _CERTIFICATE = "key.pem", "key.sealed", "certificate.pem"
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The CA of the trust domain `cluster`. Build it with `create` or `load`."""
+    """The CA of the trust domain `cluster`. Build it with `create` or `load`.
+
+    Whatever signs raises CaKeyUnavailable where the key is not to be had, and may take some tenths of a
+    second the first time in this process (Argon2id): call it in a thread.
+    """
 
     cluster: str
     certificate: x509.Certificate
-    _key: ec.EllipticCurvePrivateKey
+    _key: Callable[[], profile.PrivateKey] = field(repr=False)
+    key_state: KeyState = KeyState.PLAIN
+    presented: tuple[x509.Certificate, ...] = ()  # what is shown after a leaf; see pki.lineage
 
     @classmethod
-    def create(cls, store: Store, cluster_name: str, now: float) -> Authority:
-        """Makes the CA, or what is missing of it, and loads it. Raises StoreError if the one there does not
-        fit.
+    def create(
+        cls,
+        store: Store,
+        cluster_name: str,
+        now: float,
+        directory: str = DIRECTORY,
+        *,
+        seal: bool = False,
+        successor: bool = False,
+        unlock: Keyring | None = None,
+    ) -> Authority:
+        """Makes the CA, or what is missing of it, and loads it; a new key is sealed if `seal`. A certificate
+        without a key is a CA whose key is elsewhere, never a reason for a new one. `successor`: see
+        profile.ca_certificate; so is every one in another directory.
+
+        Raises StoreError if what is there does not fit, CaKeyUnavailable and UsageError about the passphrase.
         """
-        if not store.exists(KEY_FILE):
-            if store.exists(CERTIFICATE_FILE):
-                raise StoreError(
-                    "is missing, though its certificate is there",
-                    where=str(store.path(KEY_FILE)),
-                    do="restore it from a backup (a new key would need a new certificate for every node)",
-                )
-            store.create(KEY_FILE, new_key_pem().reveal())
-        if not store.exists(CERTIFICATE_FILE):
-            certificate = profile.ca_certificate(_load_ca_key(store), cluster_name, new_serial(), now)
-            store.create(CERTIFICATE_FILE, pem_of(certificate))
-        authority = cls.load(store)
+        key, sealed, certificate = _files(directory)
+        state = key_state(store, directory)
+        if seal and state is KeyState.PLAIN:
+            raise UsageError(
+                "is there, and is not sealed",
+                where=str(store.path(key)),
+                do="seal it with `distsec certs seal`",
+            )
+        if state is KeyState.ELSEWHERE and not store.exists(certificate):
+            new = new_key_pem()
+            if seal:
+                store.create(sealed, (unlock or store.keyring).seal(new, str(store.path(sealed))))
+            else:
+                store.create(key, new.reveal())
+        if not store.exists(certificate):
+            private, name = _read_signing_key(store, directory, unlock)
+            if not isinstance(private, ec.EllipticCurvePrivateKey):  # of none that we have made
+                where = str(store.path(f"{directory}/{name}"))
+                raise StoreError("is no ECDSA key", where=where, do="restore it from a backup")
+            successor = successor or directory != DIRECTORY
+            made = profile.ca_certificate(private, cluster_name, new_serial(), now, successor=successor)
+            store.create(certificate, pem_of(made))
+        authority = cls.load(store, directory, unlock)
         authority.check(store, cluster_name, now)
         return authority
 
     @classmethod
-    def load(cls, store: Store) -> Authority:
-        """Reads the CA. Raises StoreError if it is not there or its key and certificate do not belong
-        together.
+    def load(cls, store: Store, directory: str = DIRECTORY, unlock: Keyring | None = None) -> Authority:
+        """Reads the CA in `directory`. `unlock` opens its key, if that is sealed; None: the store's keyring.
+
+        Raises StoreError if it is not there or its key and certificate do not belong together. Asks for no
+        passphrase.
         """
-        key = _load_ca_key(store)
-        certificate = load_certificate(store, CERTIFICATE_FILE)
-        if not same_public_key(key.public_key(), certificate.public_key()):
-            raise StoreError(
-                "does not belong to key.pem beside it",
-                where=str(store.path(CERTIFICATE_FILE)),
-                do="restore both from the same backup",
-            )
-        identities = profile.identities_of(certificate)
-        if len(identities) != 1:
-            raise StoreError(
-                "names no trust domain (one spiffe:// URI), so it is no CA of distsec",
-                where=str(store.path(CERTIFICATE_FILE)),
-                do="restore it from a backup",
-            )
-        return cls(identities[0].removeprefix("spiffe://"), certificate, key)
+        relative = f"{directory}/{_CERTIFICATE}"
+        certificate = load_certificate(store, relative)
+        state, key = key_state(store, directory), _key_of(store, directory, unlock, certificate)
+        if state is KeyState.PLAIN:
+            key()  # a file that is spoiled is found out now
+        elif state is KeyState.SEALED:
+            sealed = f"{directory}/{_SEALED}"
+            if read_sealed(store.read(sealed), str(store.path(sealed))).public != fingerprint(
+                certificate.public_key()
+            ):
+                raise _not_beside(store, relative, _SEALED)
+        cluster = lineage.trust_domain(store, directory, certificate)
+        above = lineage.presented(store, directory, certificate)
+        return cls(cluster, certificate, key, state, above)
 
     def check(self, store: Store, cluster_name: str, now: float) -> None:
         """Raises StoreError unless this is the CA of `cluster_name` and has not expired."""
@@ -96,25 +136,37 @@ class Authority:
 
     @property
     def bundle_pem(self) -> bytes:
-        """What nodes are to trust: the CA's certificate."""
+        """The CA's own certificate. What nodes are to trust is in `pki.trust`."""
         return pem_of(self.certificate)
 
-    def issue(self, name: NodeName, address: str, days: int, now: float) -> tuple[Secret, bytes]:
+    @property
+    def chain_pem(self) -> bytes:
+        """What follows a certificate of this CA in its file; nothing where the CA is a root."""
+        return b"".join(map(pem_of, self.presented))
+
+    def issue(self, name: NodeName, address: str, days: float, now: float) -> tuple[Secret, bytes]:
         """A new key and its certificate (both PEM) for the node `name` that listens on `address`; nothing is
         kept.
         """
         key_pem = new_key_pem()
         return key_pem, self.certify(key_pem, name, address, days, now)
 
-    def certify(self, key_pem: Secret, name: NodeName, address: str, days: int, now: float) -> bytes:
+    def certify(self, key_pem: Secret, name: NodeName, address: str, days: float, now: float) -> bytes:
         """A certificate (PEM) for a key that is already there. ValueError unless that key is an ECDSA key."""
         key = serialization.load_pem_private_key(key_pem.reveal(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ValueError("not an ECDSA key")
+        return self.certify_public(key.public_key(), name, address, days, now)
+
+    def certify_public(
+        self, public: profile.PublicKey, name: NodeName, address: str, days: float, now: float
+    ) -> bytes:
+        """A certificate (PEM, with its chain) for whoever has the private half of `public`."""
+        key = self.signing_for([str(name)])
         certificate = profile.leaf_certificate(
-            self._key,
+            key,
             self.certificate,
-            key.public_key(),
+            public,
             node=name,
             address=address,
             cluster=self.cluster,
@@ -122,13 +174,15 @@ class Authority:
             days=days,
             now=now,
         )
-        return pem_of(certificate)
+        return pem_of(certificate) + self.chain_pem
 
     def issue_shell(self, identity: str, seconds: int, now: float) -> tuple[Secret, x509.Certificate]:
         """A new key (PEM) and the certificate of an operator's shell that is `identity`; nothing is kept."""
+        offline = "a shell wants one for itself: bring the key back for as long as you need shells"
+        signing = self._signing("no shell", offline)
         key = ec.generate_private_key(profile.CURVE())
         certificate = profile.shell_certificate(
-            self._key,
+            signing,
             self.certificate,
             key.public_key(),
             identity=identity,
@@ -138,6 +192,25 @@ class Authority:
             now=now,
         )
         return key_pem_of(key), certificate
+
+    def signing_for(self, names: Sequence[str]) -> profile.PrivateKey:
+        """What signs certificates for the nodes `names`. Raises like `private_key`, and says for whom."""
+        offline = (
+            f"take a request to where it is: `distsec certs renew --offline {' '.join(names)} --out FILE`"
+        )
+        return self._signing(f"no certificate for {', '.join(names)}", offline)
+
+    def private_key(self) -> profile.PrivateKey:
+        """What signs. Raises CaKeyUnavailable, PassphraseWrong, StoreError."""
+        return self._key()
+
+    def _signing(self, undone: str, offline: str) -> profile.PrivateKey:
+        """Its key. Where that is not to be had, the error says what is `undone`, and what to do `offline`."""
+        try:
+            return self.private_key()
+        except CaKeyUnavailable as error:
+            do = offline if self.key_state is KeyState.ELSEWHERE else error.do
+            raise type(error)(f"{undone}: {error.what}", where=error.where, do=do) from None
 
     def issued(self, certificate: x509.Certificate) -> bool:
         """Whether this CA's key signed `certificate`."""
@@ -169,6 +242,8 @@ def certificate_of(pem: bytes) -> Certificate:
         serial=serial,
         issuer=certificate.issuer.rfc4514_string(),
         not_after=int(certificate.not_valid_after_utc.timestamp()),
+        not_before=int(certificate.not_valid_before_utc.timestamp()),
+        names=names_of(certificate),
     )
 
 
@@ -242,8 +317,64 @@ def _public_der(key: PublicKeyTypes) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _load_ca_key(store: Store) -> ec.EllipticCurvePrivateKey:
-    key = load_key(store, KEY_FILE)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise StoreError("is no ECDSA key", where=str(store.path(KEY_FILE)), do="restore it from a backup")
+def key_state(store: Store, directory: str = DIRECTORY) -> KeyState:
+    """Where the key of the CA in `directory` is. Of two (sealing was interrupted) the plain one counts."""
+    key, sealed, _ = _files(directory)
+    if store.exists(key):
+        return KeyState.PLAIN
+    return KeyState.SEALED if store.exists(sealed) else KeyState.ELSEWHERE
+
+
+def load_ca_key(store: Store, directory: str = DIRECTORY, unlock: Keyring | None = None) -> Secret:
+    """The CA's key (PEM), opened if it is sealed. Raises CaKeyUnavailable, PassphraseWrong, StoreError."""
+    key, sealed, _ = _files(directory)
+    match key_state(store, directory):
+        case KeyState.PLAIN:
+            load_key(store, key)  # says what is wrong with it
+            return Secret(store.read(key))
+        case KeyState.SEALED:
+            return (unlock or store.keyring).open(store.read(sealed), str(store.path(sealed)))
+        case KeyState.ELSEWHERE:
+            raise CaKeyUnavailable(
+                "the CA's key is not on this host",
+                where=str(store.path(directory)),
+                do="run it where the key is",
+            )
+
+
+def _key_of(
+    store: Store, directory: str, unlock: Keyring | None, certificate: x509.Certificate
+) -> Callable[[], profile.PrivateKey]:
+    """The way to the key of `certificate`, which is in `directory`."""
+
+    def key() -> profile.PrivateKey:
+        found, name = _read_signing_key(store, directory, unlock)
+        if not same_public_key(found.public_key(), certificate.public_key()):
+            raise _not_beside(store, f"{directory}/{_CERTIFICATE}", name)
+        return found
+
     return key
+
+
+def _not_beside(store: Store, certificate: str, key: str) -> StoreError:
+    return StoreError(
+        f"does not belong to {key} beside it",
+        where=str(store.path(certificate)),
+        do="restore both from the same backup",
+    )
+
+
+def _read_signing_key(store: Store, directory: str, unlock: Keyring | None) -> tuple[profile.PrivateKey, str]:
+    """With the name of the file that it is in."""
+    pem = load_ca_key(store, directory, unlock)
+    name = _KEY if store.exists(f"{directory}/{_KEY}") else _SEALED
+    key = serialization.load_pem_private_key(pem.reveal(), password=None)
+    if not isinstance(key, profile.PrivateKey):
+        where = str(store.path(f"{directory}/{name}"))
+        raise StoreError("is no key that can sign certificates", where=where, do="restore it from a backup")
+    return key, name
+
+
+def _files(directory: str) -> tuple[str, str, str]:
+    """Key, sealed key and certificate of the CA in `directory`."""
+    return f"{directory}/{_KEY}", f"{directory}/{_SEALED}", f"{directory}/{_CERTIFICATE}"

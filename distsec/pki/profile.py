@@ -1,9 +1,9 @@
 """What the certificates look like. Pure: keys, serial numbers and time are arguments.
 
 One CA (the trust domain), and leaves directly below it, one for each node. A leaf's identity is the one URI
-in its subjectAltName, a SPIFFE ID; nothing is ever decided by its subject. The CA carries no URI name
-constraint on purpose: cryptography's verifier refuses a chain with one ("unsupported name constraint"), and
-the policy binds identities anyway.
+in its subjectAltName, a SPIFFE ID; nothing is ever decided by its subject. Our CA carries no URI name
+constraint (docs/adr/0012): nodes would not look at it, cryptography's verifier refuses every chain with one,
+and who may be whom is the policy's to say.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from distsec.model.names import NodeName
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+"""What certificates are made with and for. Our own are all ECDSA on CURVE; others may be brought."""
 
 CURVE = ec.SECP256R1
 CA_DAYS = 3650
 BACKDATED = timedelta(minutes=5)
 """A peer whose clock is a little behind must not refuse a certificate that was just issued."""
+
+BACKDATED_PART = 6
+"""Of a short life no more than this part comes before it: renewal reckons from the whole (core.renewal)."""
 
 SERIAL_BITS = 128
 _MAX_COMMON_NAME = 64  # ub-common-name, RFC 5280, appendix A.1
@@ -39,10 +46,13 @@ def serial_from(random: bytes) -> int | None:
 
 
 def ca_certificate(
-    key: ec.EllipticCurvePrivateKey, cluster: str, serial: int, now: float
+    key: PrivateKey, cluster: str, serial: int, now: float, *, successor: bool = False
 ) -> x509.Certificate:
-    """A self-signed CA for the trust domain `cluster`, valid for ten years from `now` (Unix seconds)."""
-    name = _ca_name(cluster)
+    """A self-signed CA for the trust domain `cluster`, valid for ten years from `now` (Unix seconds).
+
+    A `successor` has a name of its own: of two CAs with the same one, verifiers and people mix up the chains.
+    """
+    name = _ca_name(cluster, f" {serial:032x}"[:9] if successor else "")
     public = key.public_key()
     return (
         _builder(name, name, public, serial, now, CA_DAYS)
@@ -53,23 +63,22 @@ def ca_certificate(
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .sign(key, hashes.SHA256())
+        .sign(key, digest_for(key))
     )
 
 
 def leaf_certificate(
-    ca_key: ec.EllipticCurvePrivateKey,
+    ca_key: PrivateKey,
     ca: x509.Certificate,
-    public: ec.EllipticCurvePublicKey,
+    public: PublicKey,
     node: NodeName,
     address: str,
     cluster: str,
     serial: int,
-    days: int,
+    days: float,
     now: float,
 ) -> x509.Certificate:
     """The certificate of `node`, which listens on `address`; never valid for longer than its CA."""
-    issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return (
         _builder(_leaf_name(node, cluster), ca.subject, public, serial, now, days, ca.not_valid_after_utc)
         .add_extension(x509.SubjectAlternativeName(list(_names_of(node, address, cluster))), critical=False)
@@ -80,17 +89,15 @@ def leaf_certificate(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
             critical=False,
         )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False
-        )
-        .sign(ca_key, hashes.SHA256())
+        .add_extension(authority_key_identifier(ca), critical=False)
+        .sign(ca_key, digest_for(ca_key))
     )
 
 
 def shell_certificate(
-    ca_key: ec.EllipticCurvePrivateKey,
+    ca_key: PrivateKey,
     ca: x509.Certificate,
-    public: ec.EllipticCurvePublicKey,
+    public: PublicKey,
     *,
     identity: str,
     cluster: str,
@@ -99,7 +106,6 @@ def shell_certificate(
     now: float,
 ) -> x509.Certificate:
     """The certificate of an operator's shell: it dials, for `seconds` from `now`, and serves nobody."""
-    issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
@@ -115,11 +121,36 @@ def shell_certificate(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False
-        )
-        .sign(ca_key, hashes.SHA256())
+        .add_extension(authority_key_identifier(ca), critical=False)
+        .sign(ca_key, digest_for(ca_key))
     )
+
+
+def digest_for(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    """With which hash `key` signs; None for Ed25519, which has its own."""
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return None
+    wide = isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256
+    return hashes.SHA384() if wide else hashes.SHA256()
+
+
+def authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """What names the key of `ca` in what it signs: the identifier that it carries itself, if it does."""
+    try:
+        own = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        public = ca.public_key()
+        assert isinstance(public, PublicKey), "no other key signs certificates"
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
+
+def may_sign_lists(ca: x509.Certificate) -> bool:
+    """Whether `ca` may sign CRLs. Without a keyUsage it may (RFC 5280, section 4.2.1.3)."""
+    try:
+        return ca.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
+    except x509.ExtensionNotFound:
+        return True
 
 
 def identities_of(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -134,31 +165,32 @@ def identities_of(certificate: x509.Certificate) -> tuple[str, ...]:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    public: ec.EllipticCurvePublicKey,
+    public: PublicKey,
     serial: int,
     now: float,
-    days: int,
+    days: float,
     latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
     start = datetime.fromtimestamp(int(now), UTC)
     end = start + timedelta(days=days)
+    end = end if latest is None else min(end, latest)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(serial)
-        .not_valid_before(start - BACKDATED)
-        .not_valid_after(end if latest is None else min(end, latest))
+        .not_valid_before(start - min(BACKDATED, max(end - start, timedelta()) / BACKDATED_PART))
+        .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 
 
-def _ca_name(cluster: str) -> x509.Name:
+def _ca_name(cluster: str, mark: str) -> x509.Name:
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
-            x509.NameAttribute(NameOID.COMMON_NAME, "distsec CA"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"distsec CA{mark}"),
         ]
     )
 

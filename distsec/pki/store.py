@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from distsec.errors import StoreError
 from distsec.pki import files
+from distsec.pki.keyring import Keyring
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -37,13 +38,15 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Store:
     """The state directory below `root`; paths of its methods are relative to that, with `/`.
 
+    `keyring` opens the sealed keys that are in it; None: they stay closed.
     Creating a Store makes the directory (its parent must exist) or checks the one that is there. Every method
     raises StoreError: a symlink on the way, another owner, a file that others can read, a full or read-only
     disk.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keyring: Keyring | None = None) -> None:
         self.root = root.absolute()
+        self.keyring = keyring or Keyring()
         os.close(self._open_root(create=True))
 
     def path(self, relative: str) -> Path:
@@ -106,6 +109,43 @@ class Store:
                 files.replace(directory, parts.name, content, FILE_MODE)
             except OSError as error:
                 raise self._refused(path, error) from error
+
+    def remove(self, relative: str) -> bool:
+        """Removes the file, or a symbolic link of that name itself. False, and nothing changed, if there is
+        none.
+        """
+        path, parts = self.path(relative), _parts(relative)
+        try:
+            with self._directory(parts.parent) as directory:
+                os.unlink(parts.name, dir_fd=directory)
+                os.fsync(directory)
+        except (_Missing, FileNotFoundError):
+            return False
+        except OSError as error:
+            raise self._refused(path, error) from error
+        return True
+
+    def wipe(self, relative: str) -> None:
+        """Removes a private file and overwrites what it held; nothing if there is none. Whoever is killed in
+        between has removed it: nobody finds it half overwritten. What a journal, a snapshot, a copy-on-write
+        file system or the disk itself has kept of it is out of our reach.
+        """
+        path, parts = self.path(relative), _parts(relative)
+        try:
+            with self._directory(parts.parent) as directory:
+                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+                descriptor = os.open(parts.name, flags, dir_fd=directory)
+                with open(descriptor, "wb", buffering=0, closefd=True) as stream:  # noqa: PTH123
+                    found = os.fstat(descriptor)
+                    _check_file(path, found)
+                    os.unlink(parts.name, dir_fd=directory)
+                    os.fsync(directory)
+                    stream.write(bytes(found.st_size))
+                    os.fsync(descriptor)
+        except (_Missing, FileNotFoundError):
+            return
+        except OSError as error:
+            raise self._refused(path, error) from error
 
     @contextlib.contextmanager
     def locked(self, wait_seconds: float = 10.0) -> Iterator[None]:
@@ -216,6 +256,20 @@ class Store:
         return StoreError(reason.lower(), where=where, do="see to it and run it again")
 
 
+def read_private(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Up to `limit` bytes and one more of a private file that is elsewhere: a regular one, ours or root's, no
+    symbolic link, and closed to everybody else. Raises StoreError.
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FILE)
+        with open(descriptor, "rb") as stream:  # noqa: PTH123 - a descriptor
+            found = os.fstat(descriptor)
+            _check_file(path, found, frozenset({0, os.geteuid()}))
+            return stream.read(limit + 1)
+    except OSError as error:
+        raise Store._refused(path, error) from error
+
+
 class _Missing(StoreError):
     """A directory on the way does not exist."""
 
@@ -246,12 +300,13 @@ def _check_directory(path: Path, found: os.stat_result) -> None:
     _check_closed(path, found, "u=rwx,go=")
 
 
-def _check_file(path: Path, found: os.stat_result) -> None:
+def _check_file(path: Path, found: os.stat_result, owners: frozenset[int] | None = None) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise _symlink(path)
     if not stat.S_ISREG(found.st_mode):
         raise StoreError("is not a regular file", where=str(path), do="remove it")
-    _check_owner(path, found)
+    if owners is None or found.st_uid not in owners:
+        _check_owner(path, found)
     _check_closed(path, found, "u=rw,go=")
 
 

@@ -29,11 +29,12 @@ from typing import Any, Protocol
 from distsec.core import node_status as life
 from distsec.core.contacts import FORGOTTEN
 from distsec.core.wanted import Taint, TaintStage, listed_names
-from distsec.errors import DistsecError, NotAcknowledged, NotFound
+from distsec.errors import CaKeyUnavailable, DistsecError, NotAcknowledged, NotFound
 from distsec.model.cluster import NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.names import NodeName
 from distsec.model.text import escape
+from distsec.pki.crl import RevocationReason
 from distsec.supervisor.certificates import held_certificates
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.node import ManagedNode
@@ -68,6 +69,7 @@ class Containment:
         self._woken = asyncio.Event()
         self._waiters: set[asyncio.Event] = set()
         self._deciding = asyncio.Lock()  # until it is saved and told; never while nodes are ended and cleaned
+        self._stuck: DistsecError | None = None  # why the last step was none
         self._unseen: set[str] = set()  # somebody has their port, and it is not known who
         self._added: dict[str, set[str]] = {}  # cause → whom its nodes reached while they were being ended
 
@@ -93,8 +95,12 @@ class Containment:
             if tainted:
                 try:
                     await self._go_on()
+                    self._stuck = None
                 except DistsecError as error:  # nothing of it is started; it is tried again
+                    self._stuck = error
                     self._cluster.note("error", "re-keying does not get on", error=str(error))
+                    for waiter in self._waiters:
+                        waiter.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS if tainted else None):
                     await self._woken.wait()
@@ -121,6 +127,7 @@ class Containment:
             ]
             serials, unknown = await self._serials(set(reached) | {name})
             condemned = [taint.name for taint in taints if taint.stage is TaintStage.CONDEMNED]
+            await self._note_compromised(serials)
 
             def end_them() -> None:
                 for each in condemned:
@@ -183,9 +190,9 @@ class Containment:
         cluster = self._cluster
         nodes = tuple(cluster.nodes.values())
         held = await asyncio.to_thread(held_certificates, cluster.machine, nodes)
-        authority = await asyncio.to_thread(cluster.machine.records.authority_serial)
+        authorities = await asyncio.to_thread(cluster.machine.records.authority_serials)
         current = {node.name: held.serial(node.name) for node in nodes}
-        kept = {serial for each, serial in current.items() if each not in names} | {authority}
+        kept = {serial for each, serial in current.items() if each not in names} | authorities
         shown = {serial for each in names for serial in cluster.memory.serials(each)}
         shown |= {serial for each in names if (serial := current.get(each)) is not None}
         unknown = held.unknown.keys() & names
@@ -193,6 +200,14 @@ class Containment:
             text = "a node's certificate cannot be read: what it has shown is revoked"
             cluster.note("warning", text, node=name, error=held.unknown[name])
         return frozenset(shown - kept), unknown
+
+    async def _note_compromised(self, serials: Set[str]) -> None:
+        """For the list that others read; what keeps it from being written keeps nobody from being ended."""
+        records, reason = self._cluster.machine.records, RevocationReason.KEY_COMPROMISE
+        try:
+            await asyncio.to_thread(records.note_revoked, serials, reason, time.time())
+        except DistsecError as error:
+            self._cluster.note("warning", "why certificates are revoked cannot be kept", error=str(error))
 
     async def _until_clean(self, names: list[str]) -> Mapping[str, str]:
         """Waits for as long as that may take; returns who is not, and why."""
@@ -217,7 +232,8 @@ class Containment:
         if taint is None or node is None or taint.stage is TaintStage.HELD:
             return False
         if taint.stage is TaintStage.CONDEMNED:
-            return name not in self._unseen or self._lives(node)
+            keyless = isinstance(self._stuck, CaKeyUnavailable)  # that takes somebody to change it
+            return self._lives(node) or not (keyless or name in self._unseen)
         failed = node.status.state is NodeState.FATAL or node.status.overdue
         return bool(node.spec.command) and taint.start and not failed
 
@@ -227,7 +243,8 @@ class Containment:
             return None
         if taint.stage is TaintStage.CONDEMNED:
             lives = self._lives(node) or name in self._unseen
-            return "has not ended" if lives else "has not been re-keyed"
+            why = f" ({self._stuck})" if self._stuck is not None else ""
+            return "has not ended" if lives else f"has not been re-keyed{why}"
         if not node.spec.command:
             return "is re-keyed and wants to be started by whatever starts it"
         return f"is re-keyed and is {node.status.state}"

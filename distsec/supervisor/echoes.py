@@ -54,6 +54,7 @@ class Echoes:
         self._addresses: dict[
             str, float
         ] = {}  # of connections whose own refusal was not seen yet; until when
+        self._proofs: dict[str, tuple[float, str | None]] = {}  # until when, and what it was refused for
         self._credits: list[float] = []  # until when each is good
         self._absorbed: Counter[tuple[Direction, Reason]] = Counter()
 
@@ -64,9 +65,23 @@ class Echoes:
             self._addresses[address] = now + REMEMBERED_SECONDS
             self._credits.append(now + REMEMBERED_SECONDS)
 
+    def expect_proof(self, address: str, now: float) -> None:
+        """From `address` we show a certificate that is to be refused; `refused_for` tells what for."""
+        self._forget(now)
+        self._proofs[address] = now + REMEMBERED_SECONDS, None
+
+    def refused_for(self, address: str) -> str | None:
+        """The reason that the node gave; None: none yet."""
+        return self._proofs.get(address, (0.0, None))[1]
+
     def absorbs(self, direction: str | None, reason: str | None, address: str | None, now: float) -> bool:
         """Whether that refusal is the echo of a probe. An address is good for one, and so is a credit."""
         self._forget(now)
+        proof = self._proofs.get(address or "")
+        if direction == Direction.IN and reason is not None and proof is not None and proof[1] is None:
+            self._proofs[address or ""] = proof[0], reason
+            self._absorbed[Direction.IN, Reason(reason)] += 1
+            return True
         if direction != Direction.IN or reason not in OF_A_PROBE:
             return False
         if address is None and (self.addressed or not self._credits):
@@ -97,7 +112,9 @@ class Echoes:
         """What `begin_launch` takes."""
         self._forget(now)
         absorbed = {str(reason): count for (_, reason), count in self._absorbed.items()}
-        return EchoRecord(absorbed, tuple(self._addresses))
+        # Of refusals that named no address nobody knows whose they were: as many are still to come as there
+        # are credits.
+        return EchoRecord(absorbed, tuple(self._addresses)[len(self._addresses) - len(self._credits) :])
 
     def begin_launch(self, before: EchoRecord, now: float) -> None:
         """The node's VM is another one, whose counts began at 0; `before` is an earlier orchestrator's.
@@ -113,3 +130,4 @@ class Echoes:
     def _forget(self, now: float) -> None:
         self._addresses = {address: until for address, until in self._addresses.items() if until > now}
         self._credits = [until for until in self._credits if until > now]
+        self._proofs = {address: kept for address, kept in self._proofs.items() if kept[0] > now}

@@ -6,13 +6,20 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from distsec.model.cluster import ClusterSpec
+from distsec.model.cluster import Certificate, ClusterSpec
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
 from distsec.supervisor.link_memory import LinkMemory
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.policy import PolicyDesk
 from distsec.supervisor.rollback import RollbackWatch
+
+
+class Renewals(Protocol):
+    """See supervisor.renewal.Renewal."""
+
+    def saw(self, node: Any, shown: Certificate | None) -> None: ...
+    def document(self, name: str) -> dict[str, Any] | None: ...
 
 
 class Hub(Protocol):
@@ -27,6 +34,8 @@ class Hub(Protocol):
     memory: LinkMemory
     rollbacks: RollbackWatch
 
+    @property
+    def renewal(self) -> Renewals: ...
     @property
     def desk(self) -> PolicyDesk: ...
     def changed(self) -> object: ...  # something about a node did

@@ -104,6 +104,10 @@ class LinkMemory:
         """Of the certificates that it has shown lately, under whatever it is kept."""
         return frozenset(serial for key in self._book.keys(name) for serial in self._book.serials(key))
 
+    def shown_as(self, identity: str) -> frozenset[str]:
+        """The serials that came with `identity` lately, of peers that are on no list."""
+        return frozenset(self._book.serials(identity))
+
     def knows(self, name: str) -> bool:
         """Whether anything of that name was ever linked."""
         return self._book.knows(name)

@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import signal
-import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,27 +27,33 @@ from distsec.beam.messages import Command, Message, Reply
 from distsec.beam.node import Exit, NodeProcess, boot_id, leftovers, node_environment, read_run
 from distsec.beam.overlay import load_overlay, save_overlay
 from distsec.beam.ports import check_port_free
-from distsec.beam.probe import ProbeResult, probe
+from distsec.beam.probe import ProbeResult, look_at_certificate, probe
 from distsec.beam.protocol import Argument
 from distsec.beam.runtime import find_erl, find_libraries, inspect
 from distsec.beam.scrutiny import BootWatch, find_before_start
+from distsec.beam.witness import Witnessed, show_certificate
 from distsec.core.wanted import Overlay
 from distsec.errors import GuardNotInForce, StoreError
 from distsec.model.cluster import Certificate, ClusterSpec, Epmd, NodeSpec
+from distsec.model.cookies import CookieSet
 from distsec.model.policy import Policy, Reason
 from distsec.model.secret import Secret
-from distsec.model.text import escape
+from distsec.pki import cookies
 from distsec.pki.authority import certificate_of
+from distsec.pki.pairs import Pair
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
 from distsec.supervisor import boot
+from distsec.supervisor.credentials import Credentials, StateCredentials
 from distsec.supervisor.echoes import EchoRecord
 from distsec.supervisor.external import ExternalProcess
+from distsec.supervisor.guard_refusal import take_refusal
 from distsec.supervisor.proof import Expected
 from distsec.supervisor.records import Records, StateRecords
+from distsec.supervisor.succession import StateSuccession, Succession
 
 PROBE_SECONDS = 4.0
-MAX_REFUSED_BYTES = 4096
+SERVED_SECONDS = 3.0
 PROBES = "probes.json"
 LEFTOVER_GRACE_SECONDS = 3.0
 
@@ -87,6 +92,8 @@ class Machine(Protocol):
     """Everything beyond memory. `use` comes first, and again after a reload. All raise DistsecError."""
 
     records: Records
+    credentials: Credentials
+    succession: Succession
 
     @property
     def ports(self) -> Mapping[str, int]: ...
@@ -110,10 +117,14 @@ class Machine(Protocol):
     ) -> Server: ...
     def expected(self, node: NodeSpec, policy_digest: str) -> Expected: ...
     async def probe(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult: ...
+    async def served(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult: ...
+    async def show_certificate(
+        self, node: NodeSpec, pair: Pair, opened: Callable[[str], object]
+    ) -> Witnessed: ...
     def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None: ...
     def forget(self, node: NodeSpec) -> None: ...
     def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
-    def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]: ...
+    def cookies(self, node: NodeSpec, overlay: Overlay) -> CookieSet | None: ...
     def certificate(self, node: NodeSpec) -> Certificate | None: ...
     def agent_key(self, node: NodeSpec) -> Secret: ...
     def outside(self, node: NodeSpec) -> dict[str, Any]: ...
@@ -132,6 +143,8 @@ class LocalMachine:
         self._base = base
         self._signer = PolicySigner.load(store)
         self.records: Records = StateRecords(store, self._signer)
+        self.credentials: Credentials = StateCredentials(store)
+        self.succession: Succession = StateSuccession(store)
         self.use(spec)
 
     def use(self, spec: ClusterSpec) -> None:
@@ -197,6 +210,7 @@ class LocalMachine:
 
     def _prepare(self, node: NodeSpec, document: bytes) -> None:
         self._path(node, "guard.refused").unlink(missing_ok=True)
+        self.credentials.ready(self.spec, self.load_overlay(), node)
         provision.write_node_files(self.spec, self.store, node, document)
 
     def boot_watch(self, node: NodeSpec, pid: int) -> boot.BootWatch:
@@ -239,30 +253,21 @@ class LocalMachine:
             opened=opened,
         )
 
-    def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None:
-        """Why the node halted itself: (code, text), escaped; told once. It wrote that itself: nothing of it
-        is trusted.
+    async def served(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
+        """Which certificate the port of `node` shows."""
+        port = node.port or self.ports[str(node.name)]
+        return await look_at_certificate(_reachable(node.address), port, SERVED_SECONDS, opened=opened)
 
-        `since`: when the process that is asked about began (clock ticks since boot). What is older was
-        written by one before it, and is passed over for good; None takes any.
-        """
-        path = self._path(node, "guard.refused")
-        try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(path, flags)
-        except OSError:
-            return None
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return None
-            line = file.read(MAX_REFUSED_BYTES).split(b"\n", 1)[0]
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        if since is not None and status.st_mtime < _unix_seconds(since):
-            return None
-        code, _, text = line.partition(b" ")
-        return (escape(code, 40), escape(text.strip(), 1024)) if code else None
+    async def show_certificate(
+        self, node: NodeSpec, pair: Pair, opened: Callable[[str], object]
+    ) -> Witnessed:
+        """See beam.witness."""
+        port = node.port or self.ports[str(node.name)]
+        return await show_certificate(_reachable(node.address), port, pair, PROBE_SECONDS, opened=opened)
+
+    def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None:
+        """See guard_refusal.take_refusal."""
+        return take_refusal(self._path(node, "guard.refused"), since)
 
     def forget(self, node: NodeSpec) -> None:
         self._path(node, "run.json").unlink(missing_ok=True)
@@ -271,12 +276,12 @@ class LocalMachine:
         """See provision.write_policy_files."""
         provision.write_policy_files(self.spec, self.store, node, overlay, document)
 
-    def cookies(self, node: NodeSpec, overlay: Overlay) -> Mapping[str, Secret]:
-        """Of `node` with everybody who is listed and not denied; of one that is condemned, none."""
+    def cookies(self, node: NodeSpec, overlay: Overlay) -> CookieSet | None:
+        """Of `node` with everybody who is listed and not denied; None: it is condemned, and told none."""
         if str(node.name) in overlay.condemned:
-            return {}
+            return None
         peers = provision.cookie_peers(self.spec, overlay)
-        return provision.cookies_for(self.store, node.name, peers, dict(overlay.epochs))
+        return cookies.cookie_set(self.store, str(node.name), peers, dict(overlay.epochs))
 
     def agent_key(self, node: NodeSpec) -> Secret:
         return provision.agent_key(self.store, node.name)
@@ -384,12 +389,6 @@ class LocalMachine:
 
     def _log(self, node: NodeSpec) -> OutputLog:
         return OutputLog(self._path(node, "log") / "output.log", self.spec.log_max_bytes)
-
-
-def _unix_seconds(ticks: int) -> float:
-    """A moment in clock ticks since boot, as files are stamped."""
-    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / proc.CLOCK_TICKS_PER_SECOND
-    return time.time() - ago
 
 
 def _reachable(address: str) -> str:

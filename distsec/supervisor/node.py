@@ -16,12 +16,15 @@ from dataclasses import replace
 
 from distsec.beam.link import AgentCommandFailed
 from distsec.beam.messages import Command, Snapshot
+from distsec.beam.probe import ProbeResult
+from distsec.beam.witness import Witnessed
 from distsec.core import lifecycle
 from distsec.core import node_status as life
 from distsec.errors import DistsecError
 from distsec.model.cluster import Certificate, NodeSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.text import escape
+from distsec.pki.pairs import Pair
 from distsec.supervisor.boot import start_failed, watch_boot
 from distsec.supervisor.difference import restarts
 from distsec.supervisor.hub import Hub
@@ -60,7 +63,7 @@ class ManagedNode:
 
     async def open(self) -> None:
         """Listens for its agent. Raises DistsecError."""
-        self._show_certificate()
+        self.show_certificate()
         self.hub.metrics.set_node_state(self.name, self.status.state)
         ears = self._listener
         self._server = self.hub.machine.server(
@@ -97,11 +100,18 @@ class ManagedNode:
 
     def rekeyed(self) -> None:
         """It has a new certificate and a new agent key; whoever proves itself with the old one is nobody."""
-        self._show_certificate()
+        self.show_certificate()
         self.server.rekey(self.hub.machine.agent_key(self.spec))
 
-    def _show_certificate(self) -> None:
-        self.certificate = self.hub.machine.certificate(self.spec)
+    def show_certificate(self) -> None:
+        """What is in its directory is what `status` shows; a file that is spoiled there says nothing, and
+        costs no other node anything.
+        """
+        try:
+            self.certificate = self.hub.machine.certificate(self.spec)
+        except DistsecError as error:
+            self.hub.note("warning", "a node's certificate cannot be read", node=self.name, error=str(error))
+            return
         not_after = self.certificate.not_after if self.certificate else None
         self.hub.metrics.set_certificate(self.name, not_after)
 
@@ -203,8 +213,8 @@ class ManagedNode:
             return
         launched = self._as_configured()
         try:
-            self._show_certificate()  # the operator may have given it another meanwhile
             process = await self.hub.machine.start(self.spec, self.hub.desk.wanted.document)
+            self.show_certificate()  # somebody may have given it another meanwhile
         except DistsecError as error:
             self._start_failed(start_failed(error))
         except Exception as error:
@@ -315,11 +325,23 @@ class ManagedNode:
         verdict = judge(expected, snapshot, listeners, beam)
         if verdict.judgement is not Judgement.PROVEN:
             return verdict
-        loop = asyncio.get_running_loop()
-        seen = await self.hub.machine.probe(
-            self._launched, lambda address: self.observed.knocked(address, loop.time())
-        )
+        seen = await self.hub.machine.probe(self._launched, self._knocked)
+        self.hub.renewal.saw(self, seen.certificate)
         return judge_probe(self.hub.spec.carrier, seen)
+
+    async def served(self) -> ProbeResult:
+        """What its port shows to whoever connects, as we do."""
+        return await self.hub.machine.served(self._launched, self._knocked)
+
+    async def shown(self, pair: Pair) -> Witnessed:
+        """What becomes of whoever shows it the certificate of `pair`, which it is to refuse."""
+        loop = asyncio.get_running_loop()
+        return await self.hub.machine.show_certificate(
+            self._launched, pair, lambda address: self.observed.showed_a_witness(address, loop.time())
+        )
+
+    def _knocked(self, address: str) -> None:
+        self.observed.knocked(address, asyncio.get_running_loop().time())
 
     # ---- its agent
 

@@ -64,6 +64,10 @@ class Observed:
         self.echoes.expect(address, now)
         self._save_echoes(now)
 
+    def showed_a_witness(self, address: str, now: float) -> None:
+        """From `address` we show it a certificate that it is to refuse (`echoes.refused_for`)."""
+        self.echoes.expect_proof(address, now)
+
     def show(self, snapshot: Snapshot) -> None:
         """What it says of itself replaces what was known."""
         self.snapshot = snapshot

@@ -18,10 +18,10 @@ from typing import Any
 from distsec.beam.messages import Reply
 from distsec.core import rollback, rollout
 from distsec.core.rollout import Content
-from distsec.core.wanted import Overlay, Taint, is_trusted, listed_names, wanted_policy
+from distsec.core.wanted import Overlay, Taint, is_trusted, known_identities, listed_names, wanted_policy
 from distsec.errors import DistsecError, NotAcknowledged, NotFound, UsageError
 from distsec.model.cluster import ClusterSpec
-from distsec.model.identities import canonical_identity
+from distsec.model.identities import canonical_identity, readable
 from distsec.model.names import NodeName, glob_matches
 from distsec.model.text import escape
 from distsec.supervisor.machine import Machine
@@ -35,7 +35,9 @@ PUSH_SECONDS = 10.0
 
 
 class PolicyDesk:
-    """Keeps the wanted policy. `targets` answers with the managed nodes of the moment."""
+    """Keeps the wanted policy. `targets` answers with the managed nodes of the moment, `now` with the Unix
+    time that policies are stamped with.
+    """
 
     def __init__(
         self,
@@ -44,8 +46,10 @@ class PolicyDesk:
         targets: Callable[[], Mapping[str, Target]],
         spawn: Spawn,
         on_change: Callable[[Wanted], object] = lambda wanted: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.spec = spec
+        self._now = now
         self.notes: tuple[str, ...] = ()
         """What was wrong with the overlay that was found: to be told once everything is there to tell it."""
         self.rolled_back: str | None = None
@@ -59,8 +63,8 @@ class PolicyDesk:
         # that it is not above what was saved (core.rollout, 2).
         overlay, self.notes = rollback.lifted(machine.load_overlay(), machine.records.found(spec))
         self.rolled_back = "; ".join(self.notes) or None
-        if overlay.issued_at > time.time() + CLOCK_SLACK_SECONDS:
-            ahead = f"{overlay.issued_at - time.time():.0f} s"
+        if overlay.issued_at > now() + CLOCK_SLACK_SECONDS:
+            ahead = f"{overlay.issued_at - now():.0f} s"
             self.notes += (f"the clock was set back: the last policy was issued {ahead} from now",)
         self.wanted = self._make(overlay.advanced())
         self.saved = False
@@ -118,7 +122,9 @@ class PolicyDesk:
                     f"{name} is being re-keyed", do="wait until `distsec status` says that it is"
                 )
             configured = name in map(str, self.spec.allowed_nodes)
-            opened = base.overlay.allowing(name, identity, configured=configured)
+            known_by = identity or known_identities(self.spec, base.overlay).get(name)
+            opened = base.overlay.allowing(name, identity, configured=configured, known_by=known_by)
+            lifted = sorted(base.overlay.revoked_identities - opened.revoked_identities)
 
             def make(content: Content, generation: int) -> Wanted:
                 overlay = base.overlay if content is Content.WITHOUT else opened
@@ -139,7 +145,7 @@ class PolicyDesk:
                 missing=tuple(outcome.missing),
                 do="see to these nodes (`distsec status`) and repeat it",
             )
-        return self._answer(name, outcome)
+        return {**self._answer(name, outcome), "lifted": [readable(each) for each in lifted]}
 
     async def deny(self, name: str) -> dict[str, Any]:
         """Persisted first. Raises NameInvalid, NotFound, StoreError (nothing is changed), NotAcknowledged."""
@@ -268,7 +274,7 @@ class PolicyDesk:
 
     def _make(self, overlay: Overlay, prepared: frozenset[str] = frozenset()) -> Wanted:
         # Certificates are judged at the time of the policy at least: it never goes back.
-        overlay = replace(overlay, issued_at=max(int(time.time()), overlay.issued_at))
+        overlay = replace(overlay, issued_at=max(int(self._now()), overlay.issued_at))
         policy = wanted_policy(self.spec, overlay, self._machine.ports, overlay.issued_at, prepared)
         document = self._machine.document(policy)
         labels = (*listed_names(self.spec, overlay), *(rule.pattern for rule in policy.rules))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from distsec.core.rollout import Content
 from distsec.core.wanted import Overlay
 from distsec.errors import DistsecError
 from distsec.model.cluster import NodeSpec
+from distsec.model.cookies import CookieSet
 from distsec.supervisor.machine import Machine, Server
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
@@ -61,6 +63,19 @@ class Desk(Protocol):
     def save_first(self) -> None: ...  # blocks; the overlay that nobody was told of yet
     def write_files(self) -> None: ...  # blocks
     def adopt(self, wanted: Wanted) -> None: ...
+
+
+def cookie_arguments(cookies: CookieSet) -> dict[str, Argument]:
+    """Of the agent's command `cookies`."""
+    current, other = cookies.current, cookies.other
+    arguments: dict[str, Argument] = {
+        "step": cookies.step,
+        "default": current.default,
+        "peers": current.peers,
+    }
+    if other is not None:
+        arguments |= {"other_default": other.default, "other_peers": other.peers}
+    return arguments
 
 
 def nothing() -> None:
@@ -166,7 +181,12 @@ class Driver:
         if not self._desk.saved:
             await asyncio.to_thread(self._desk.save_first)
         cookies = self._machine.cookies(target.spec, wanted.overlay)
-        arguments: dict[str, Argument] = {"document": wanted.document, "cookies": cookies}
+        if cookies is not None and cookies.other is not None:
+            # In a rotation a name has two. First, so that there is no moment with a new name and one alone.
+            with contextlib.suppress(AgentCommandFailed):  # of a lost one the next command says so
+                await target.server.command(Command.COOKIES, cookie_arguments(cookies), seconds)
+        told = {} if cookies is None else cookies.current.peers
+        arguments: dict[str, Argument] = {"document": wanted.document, "cookies": told}
         reply = await target.server.command(Command.POLICY, arguments, seconds)
         target.applied(reply.fields["generation"], reply.fields["digest"])
         return reply

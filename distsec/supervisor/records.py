@@ -9,6 +9,7 @@ import contextlib
 import errno
 import socket
 import time
+from collections.abc import Collection
 from typing import Protocol
 
 from distsec.beam import provision
@@ -19,20 +20,41 @@ from distsec.core.rollback import Found
 from distsec.core.wanted import Overlay, Recovered
 from distsec.errors import StoreError
 from distsec.model.cluster import ClusterSpec, NodeSpec
-from distsec.pki.authority import CERTIFICATE_FILE as CA_CERTIFICATE
-from distsec.pki.authority import load_certificate, serial_text
+from distsec.model.cookies import CookieRotation
+from distsec.pki import crl
+from distsec.pki.authority import serial_text
+from distsec.pki.cookies import CookieSecrets
+from distsec.pki.crl import ListState, RevocationReason
+from distsec.pki.issued import Issued, issued
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
+from distsec.pki.trust import trusted_authorities
+
+
+class Secrets(Protocol):
+    """Of the cookies, and how far their rotation has got; see pki.cookies.CookieSecrets."""
+
+    def rotation(self) -> CookieRotation: ...
+    def make_next(self) -> None: ...
+    def save(self, rotation: CookieRotation) -> None: ...
+    def replace(self) -> None: ...
+    def drop_next(self) -> None: ...
 
 
 class Records(Protocol):
     """All raise DistsecError."""
 
+    @property
+    def cookies(self) -> Secrets: ...
+    def write_cookies(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay) -> None: ...
     def found(self, spec: ClusterSpec) -> tuple[Found, ...]: ...
     def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered: ...
     def rekey(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
     def listened_on(self, address: str, port: int) -> bool: ...
-    def authority_serial(self) -> str: ...
+    def authority_serials(self) -> frozenset[str]: ...
+    def note_revoked(self, serials: Collection[str], reason: RevocationReason, now: float) -> None: ...
+    def refresh_lists(self, serials: Collection[str], now: float) -> tuple[ListState, ...]: ...
+    def issued(self, spec: ClusterSpec) -> tuple[Issued, ...]: ...
     def load_contacts(self) -> ContactBook: ...
     def save_contacts(self, content: bytes) -> None: ...
 
@@ -43,6 +65,11 @@ class StateRecords:
     def __init__(self, store: Store, signer: PolicySigner) -> None:
         self._store = store
         self._signer = signer
+        self.cookies: Secrets = CookieSecrets(store)
+
+    def write_cookies(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay) -> None:
+        """See provision.write_cookie_file."""
+        provision.write_cookie_file(spec, self._store, node, overlay)
 
     def found(self, spec: ClusterSpec) -> tuple[Found, ...]:
         """What each node's directory says of generations. What cannot be read there is no proof of any."""
@@ -67,9 +94,21 @@ class StateRecords:
                 return error.errno == errno.EADDRINUSE
         return False
 
-    def authority_serial(self) -> str:
-        """Of the CA's own certificate, which cannot be revoked by a policy."""
-        return serial_text(load_certificate(self._store, CA_CERTIFICATE).serial_number)
+    def authority_serials(self) -> frozenset[str]:
+        """Of the certificates of the CA, and of the one that is to take its place: no policy revokes them."""
+        return frozenset(serial_text(each.serial_number) for each in trusted_authorities(self._store))
+
+    def note_revoked(self, serials: Collection[str], reason: RevocationReason, now: float) -> None:
+        """See pki.crl."""
+        crl.note_revoked(self._store, serials, now, reason)
+
+    def refresh_lists(self, serials: Collection[str], now: float) -> tuple[ListState, ...]:
+        """See pki.crl.refresh."""
+        return crl.refresh(self._store, serials, now)
+
+    def issued(self, spec: ClusterSpec) -> tuple[Issued, ...]:
+        """Certificates of nodes that are not managed here, as far as they were issued here."""
+        return issued(self._store, spec.name)
 
     def load_contacts(self) -> ContactBook:
         return load_contacts(self._store)

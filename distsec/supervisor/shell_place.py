@@ -18,6 +18,7 @@ from distsec.errors import CommandFailed
 from distsec.model.cluster import NodeSpec
 from distsec.model.names import NodeName
 from distsec.model.shells import SESSION_SECONDS
+from distsec.pki import trust
 from distsec.pki.authority import Authority, pem_of
 from distsec.supervisor.machine import LocalMachine
 
@@ -50,18 +51,18 @@ class LocalShells:
             ebin=str(ebin_directory()),
             erl=str(self._erl(node)),
         )
-        key = certificate = trust = None
+        key = certificate = bundle = None
         if spec.carrier.encrypted:
-            authority = Authority.load(store)
+            authority = Authority.load(store, trust.issuing_directory(store))
             key, issued = authority.issue_shell(record.identity, SESSION_SECONDS, now)
-            certificate, trust = pem_of(issued), authority.bundle_pem
+            certificate, bundle = pem_of(issued) + authority.chain_pem, trust.trust_bundle(store)
         files = shell_files(
             fields,
             shell_policy(policy, target),
             cookie=provision.default_cookie(store, record.node),
             key=key,
             certificate=certificate,
-            trust=trust,
+            trust=bundle,
         )
         shell_directory.write(store, record, files)
         return {

@@ -9,13 +9,13 @@ import contextlib
 import os
 import pwd
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from distsec.core import node_status as life
-from distsec.core.wanted import Overlay
-from distsec.errors import CommandFailed, DistsecError, NotAcknowledged, NotFound, Unavailable, UsageError
-from distsec.model.cluster import ClusterSpec, Link, NodeState
+from distsec.core.wanted import Overlay, identity_of
+from distsec.errors import DistsecError, NotAcknowledged, Unavailable, UsageError
+from distsec.model.cluster import ClusterSpec, Link
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.identities import readable
 from distsec.model.names import MAX_NAME_BYTES
@@ -25,24 +25,27 @@ from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.log import Logger, log_line
 from distsec.observe.metrics import Metrics
+from distsec.pki.crl import RevocationReason
 from distsec.supervisor import views
+from distsec.supervisor.ca_rotation import CaRotation
+from distsec.supervisor.clock import ClockWatch
 from distsec.supervisor.containment import Containment
+from distsec.supervisor.cookie_rotation import CookieRotator
+from distsec.supervisor.dropped import Drops
 from distsec.supervisor.link_memory import LinkMemory
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.node import ManagedNode
+from distsec.supervisor.operation import Operation
 from distsec.supervisor.policy import PolicyDesk
 from distsec.supervisor.pushing import Wanted
 from distsec.supervisor.reload import Reloader
+from distsec.supervisor.renewal import Renewal
 from distsec.supervisor.revocation import Revocation
 from distsec.supervisor.rollback import RollbackWatch
 from distsec.supervisor.shells import Place, Shells
 
 TICK_SECONDS = 1.0
 ROTATE_EVERY_TICKS = 5
-END_SLACK_SECONDS = 15.0
-"""How long after their stop deadline nodes that even KILL does not end are waited for."""
-
-_AT_REST = frozenset({NodeState.STOPPED, NodeState.FATAL})
 
 
 class Supervisor:
@@ -76,7 +79,11 @@ class Supervisor:
         self.rollbacks = RollbackWatch(self)
         self._containment = Containment(self)
         self._revocation = Revocation(self)
-        self.ending = False
+        self.cookies = CookieRotator(self)
+        self._clock = ClockWatch(bus)
+        self.renewal = Renewal(self, self._clock)
+        self.authority = CaRotation(self, self.renewal, self._revocation.lists.changed)
+        self.operation = Operation(self)
         self._logger = logger
         self._reloader = Reloader(self, logger, reread, complete)
         self.shells = Shells(self, place)
@@ -100,41 +107,40 @@ class Supervisor:
                 await self._begin()
                 self.spawn(self._housekeeping(), "housekeeping")
                 self.spawn(self._containment.run(), "containment")
+                self.spawn(self.renewal.run(), "renewal")
+                self.spawn(Drops(self, self.renewal).run(), "dropped files")
+                self.spawn(self._revocation.lists.run(), "revocation lists")
+                self.spawn(self.authority.run(), "rotation of the CA")
                 yield
             finally:
                 await self._let_go()
 
+    @property
+    def ending(self) -> bool:
+        return self.operation.ending
+
     def begin_end(self) -> None:
         """From now on nothing that operators ask for is begun any more (Unavailable), except stops."""
-        self.ending = True
+        self.operation.ending = True
 
     async def stop_all(self) -> list[str]:
-        """Stops every node in order (agent, TERM, KILL), all at once; returns who has not ended in time."""
-        self.begin_end()
-        for node in self.nodes.values():
-            node.feed(life.StopRequested())
-        await self.ended(list(self.nodes.values()))
-        left = [node.name for node in self.nodes.values() if node.status.state not in _AT_REST]
-        if left:
-            self.note("error", "nodes did not end", nodes=", ".join(left))
-        return left
+        """See Operation.stop_all."""
+        return await self.operation.stop_all()
 
     async def ended(self, nodes: list[ManagedNode]) -> list[ManagedNode]:
-        """Waits until they have ended, as long as a stop may take; returns those that have not."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.spec.stop_deadline_seconds + END_SLACK_SECONDS):
-                await self._settled(nodes, _AT_REST)
-        return [node for node in nodes if node.status.state not in _AT_REST]
+        """See Operation.ended."""
+        return await self.operation.ended(nodes)
 
     async def _begin(self) -> None:
         for spec in self.spec.nodes:
             self.nodes[str(spec.name)] = ManagedNode(self, spec)
         self._desk = PolicyDesk(
-            self.spec, self.machine, lambda: self.nodes, self.spawn, on_change=self._new_policy
+            self.spec, self.machine, lambda: self.nodes, self.spawn, self._new_policy, self._clock.believed
         )
         self._new_policy(self._desk.wanted)
         self.memory.load(self.nodes)
         self.rollbacks.tell_of_start()
+        self.cookies.tell_of_start()
         self.bus.subscribe(self.shells.event, "shells")
         for node in self.nodes.values():
             await node.open()
@@ -162,6 +168,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             ticks += 1
+            self._clock.tick()
             for node in tuple(self.nodes.values()):
                 node.tick()
             self.memory.tick()
@@ -232,62 +239,67 @@ class Supervisor:
         """The document of `distsec status --json`."""
         now = asyncio.get_running_loop().time()
         nodes, rolled_back = self.nodes.values(), self.desk.rolled_back
-        return views.status_document(self.spec, self.desk.wanted, nodes, self._user, now, rolled_back)
+        authority = self.renewal.authority()
+        document = views.status_document(
+            self.spec, self.desk.wanted, nodes, self._user, now, rolled_back, authority
+        )
+        return {**document, "ca_rotation": self.authority.document()}
 
     def environment(self, name: str) -> dict[str, Any]:
         """For a node that something else starts. Raises NotFound."""
-        return self.machine.outside(self._named(name).spec)
+        return self.machine.outside(self.operation.named(name).spec)
 
     async def start(self, names: list[str]) -> None:
-        """Returns when each is RUNNING. Raises NotFound, UsageError, Unavailable, CommandFailed (why one
-        is not).
-        """
-        self._refuse_if_ending()
-        nodes = [self._startable(name) for name in names]
-        for node in nodes:
-            node.feed(life.StartRequested())
-        await self._all_running(nodes)
+        """See Operation.start."""
+        await self.operation.start(names)
 
     async def stop(self, names: list[str]) -> None:
-        """Returns when each has ended. Raises NotFound."""
-        nodes = [self._named(name) for name in names]
-        for node in nodes:
-            node.feed(life.StopRequested())
-        await self._settled(nodes, _AT_REST)
+        """See Operation.stop."""
+        await self.operation.stop(names)
 
     async def restart(self, names: list[str]) -> None:
-        """Stop, then start. Raises like `start`."""
-        self._refuse_if_ending()
-        nodes = [self._startable(name) for name in names]
-        for node in nodes:
-            self._restart(node)
-        await self._all_running(nodes)
+        """See Operation.restart."""
+        await self.operation.restart(names)
 
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
         """See PolicyDesk.allow. UsageError where `identity` would lock out a node that is managed here."""
-        self._refuse_if_ending()
+        self.operation.refuse_if_ending()
         managed = self.spec.node(name)
-        if managed is not None and identity not in {None, managed.name.identity(self.spec.name)}:
+        own = None if managed is None else identity_of(self.spec, managed.name)
+        if own is not None and identity not in {None, own}:
             raise UsageError(
-                f"{name} is managed here and has the identity {managed.name.identity(self.spec.name)}",
+                f"{name} is managed here and has the identity {readable(own)}",
                 do="leave --identity out",
             )
         return await self._told(Verdict.ALLOW, name, identity, self.desk.allow(name, identity))
 
     async def deny(self, name: str, compromised: bool = False, since: float = 0.0) -> dict[str, Any]:
         """See PolicyDesk.deny, and for a compromised node Containment.condemn."""
-        self._refuse_if_ending()
+        self.operation.refuse_if_ending()
         change = self._containment.condemn(name, since) if compromised else self.desk.deny(name)
         return await self._told(Verdict.DENY, name, None, change, "compromised" if compromised else None)
 
-    async def revoke(self, what: str) -> dict[str, Any]:
+    async def revoke(
+        self, what: str, reason: RevocationReason = RevocationReason.UNSPECIFIED
+    ) -> dict[str, Any]:
         """See Revocation.revoke."""
-        self._refuse_if_ending()
-        return await self._told(Verdict.DENY, what, None, self._revocation.revoke(what), "revoked")
+        self.operation.refuse_if_ending()
+        change = self._revocation.revoke(what, reason)
+        return await self._told(Verdict.DENY, what, None, change, "revoked")
+
+    async def serve(self, names: list[str]) -> dict[str, Any]:
+        """See Renewal.serve: of what `certs import` and `certs renew --offline` have installed."""
+        self.operation.refuse_if_ending()
+        outcomes = (await self.renewal.serve(names, "installed")).values()
+        return {"done": all(each.done for each in outcomes), "nodes": [each.document() for each in outcomes]}
+
+    async def told_of_issue(self, serial: str) -> dict[str, Any]:
+        """See Revocation.told_of_issue."""
+        return await self._revocation.told_of_issue(serial)
 
     async def certificates(self) -> dict[str, Any]:
         """See Revocation.certificates."""
-        return await self._revocation.certificates()
+        return {**await self._revocation.certificates(), "ca_rotation": self.authority.document()}
 
     async def _told(
         self,
@@ -324,7 +336,7 @@ class Supervisor:
 
     async def shell(self, name: str, operator: Operator) -> dict[str, Any]:
         """See Shells.open."""
-        self._refuse_if_ending()
+        self.operation.refuse_if_ending()
         return await self.shells.open(name, operator)
 
     @property
@@ -337,58 +349,11 @@ class Supervisor:
         Raises DistsecError, having changed nothing, where the new one cannot be taken; AppliedInPart where
         something fails afterwards.
         """
-        self._refuse_if_ending()
+        self.operation.refuse_if_ending()
         return await self._reloader.reload()
 
     def _new_policy(self, wanted: Wanted) -> None:
+        self._revocation.lists.changed()
         self.metrics.set_listed((*wanted.labels, *self.shells.labels()))
         for node in self.nodes.values():
             self.metrics.set_policy(node.name, wanted.generation, node.observed.generation)
-
-    def _refuse_if_ending(self) -> None:
-        if self.ending:
-            raise Unavailable("the orchestrator is ending", do="try again when it runs again")
-
-    def _named(self, name: str) -> ManagedNode:
-        node = self.nodes.get(name)
-        if node is None:
-            raise NotFound(f"{escape(name)}: no such managed node")
-        return node
-
-    def _startable(self, name: str) -> ManagedNode:
-        node = self._named(name)
-        if (why := self.startable(name)) is not None:
-            raise UsageError(why, do=f"when it is to come back: `distsec allow {name}`, then start it")
-        if not node.spec.command and node.status.state is not NodeState.FATAL:
-            raise UsageError(
-                f"{name} has no command: something else starts it",
-                do=f"start it there, with what `distsec env {name}` prints",
-            )
-        return node
-
-    @staticmethod
-    def _restart(node: ManagedNode) -> None:
-        node.feed(life.StopRequested())
-        node.feed(life.StartRequested())
-
-    async def _all_running(self, nodes: list[ManagedNode]) -> None:
-        awaited = [node for node in nodes if node.spec.command]
-        await self._settled(awaited, {NodeState.RUNNING, *_AT_REST})
-        for node in awaited:
-            status = node.status
-            if status.state is not NodeState.RUNNING:
-                why = status.why or "not proven yet"
-                raise CommandFailed(
-                    f"{node.name} is {status.state} ({why}: {escape(status.detail, 1024)})",
-                    do="see `distsec events` and its log",
-                )
-
-    @staticmethod
-    async def _settled(nodes: Iterable[ManagedNode], states: Iterable[NodeState]) -> None:
-        """Waits until each is in one of `states`, or is STARTING for longer than it may take."""
-        wanted = frozenset(states)
-
-        def settled(status: life.NodeStatus) -> bool:
-            return status.state in wanted or (status.state is NodeState.STARTING and status.overdue)
-
-        await asyncio.gather(*(node.until(settled) for node in nodes))

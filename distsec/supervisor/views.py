@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from distsec.core.node_status import NodeStatus, Why
+from distsec.core.renewal import State
 from distsec.core.wanted import Overlay, TaintStage
 from distsec.model.cluster import PROVEN_RELEASES, Certificate, ClusterSpec, Link, NodeState
 from distsec.model.policy import Verdict
@@ -25,9 +26,10 @@ def status_document(
     user: str,
     now: float,
     rolled_back: str | None = None,
+    authority: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The answer to `status`. `wanted`: the policy that all are to have; `user`: who they run as; `now`:
-    loop time; `rolled_back`: why `wanted` may lack what was decided.
+    loop time; `rolled_back`: why `wanted` may lack what was decided; `authority`: the CA's certificate.
     """
     nodes = list(nodes)
     refusals: Counter[tuple[str, str, str]] = Counter()
@@ -43,6 +45,7 @@ def status_document(
         "violation": any(is_violation(node) for node in nodes),
         "policy_generation": wanted.generation,
         "policy_rolled_back": rolled_back,
+        "authority": authority,
         "tainted_elsewhere": [
             taint.name for taint in wanted.overlay.tainted if taint.stage is TaintStage.ELSEWHERE
         ],
@@ -55,8 +58,8 @@ def status_document(
 
 
 def is_well(node: ManagedNode, wanted: Wanted) -> bool:
-    """RUNNING, proven, its agent connected, with the policy `wanted`, a certificate that is not revoked, and
-    no link that should not be.
+    """RUNNING, proven, its agent connected, with the policy `wanted`, a certificate that is neither revoked
+    nor expired, and no link that should not be.
 
     Or STOPPED because it was told to, or because its restart policy lets it end. Never tainted, except for a
     node that was denied as compromised and is held.
@@ -66,7 +69,7 @@ def is_well(node: ManagedNode, wanted: Wanted) -> bool:
         return False
     if status.state is NodeState.STOPPED:
         return status.why in (Why.OPERATOR, Why.EXITED, Why.COMPROMISED) or taint is not None
-    return not is_revoked(node, wanted.overlay) and (
+    return not (is_revoked(node, wanted.overlay) or is_expired(node)) and (
         status.state is NodeState.RUNNING
         and status.proven
         and status.agent
@@ -85,7 +88,16 @@ def is_violation(node: ManagedNode) -> bool:
 
 def is_revoked(node: ManagedNode, overlay: Overlay) -> bool:
     """Whether its own certificate is: then nobody links with it."""
-    return node.certificate is not None and node.certificate.serial in overlay.revoked
+    certificate = node.certificate
+    return certificate is not None and (
+        certificate.serial in overlay.revoked or certificate.identity in overlay.revoked_identities
+    )
+
+
+def is_expired(node: ManagedNode) -> bool:
+    """Whether its certificate has ended, and was not renewed."""
+    renewal = node.hub.renewal.document(node.name)
+    return renewal is not None and renewal["state"] == State.EXPIRED
 
 
 def node_document(node: ManagedNode, overlay: Overlay, user: str, now: float) -> dict[str, Any]:
@@ -110,6 +122,7 @@ def node_document(node: ManagedNode, overlay: Overlay, user: str, now: float) ->
         "tainted": taint is not None,
         "taint": None if taint is None else {"stage": str(taint.stage), "cause": taint.cause},
         "certificate": {**_certificate(node.certificate), "revoked": revoked},
+        "renewal": node.hub.renewal.document(node.name),
         "links": [_link(link) for _, link in sorted(node.observed.links.items())],
     }
 

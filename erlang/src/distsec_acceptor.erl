@@ -100,7 +100,7 @@ handshake(Id, Socket, Family, Kernel) ->
     case distsec_tls:accept(Socket, #{attempt => Id}, ?TLS_MS) of
         {ok, Ssl} ->
             case distsec_handshake:admitted(Id, Ssl) of
-                true -> give(Id, Ssl, Family, Kernel);
+                true -> serve(distsec_tls:purpose(Ssl), Id, Ssl, Family, Kernel);
                 false -> ssl:close(Ssl)
             end;
         {error, Why} ->
@@ -108,6 +108,14 @@ handshake(Id, Socket, Family, Kernel) ->
             distsec_attempts:refuse(Id, inbound(Reason), #{detail => Detail}),
             gen_tcp:close(Socket)
     end.
+
+serve(link, Id, Ssl, Family, Kernel) ->
+    give(Id, Ssl, Family, Kernel);
+serve(proof, Id, Ssl, _, _) ->
+    _ = distsec_proof:answer(Id, Ssl),
+    ssl:close(Ssl);
+serve(closed, _, Ssl, _, _) ->
+    ssl:close(Ssl).
 
 %% A peer that dials us and then sends an alert has refused nobody.
 inbound(refused_by_peer) -> handshake_failed;

@@ -49,9 +49,17 @@ check_certificate(#{not_after := NotAfter, serial := Serial, now := Now} = Claim
                 false ->
                     case lists:member(Serial, Revoked) of
                         true -> revoked;
-                        false -> ok
+                        false -> identity(Shown, Policy)
                     end
             end
+    end.
+
+%% An identity that is revoked does not come back with a certificate that nobody has seen yet.
+identity(Shown, Policy) ->
+    case lists:any(fun(I) -> lists:member(I, distsec_policy:revoked_identities(Policy)) end,
+                   Shown) of
+        true -> revoked;
+        false -> ok
     end.
 
 %% One that names two listed nodes is neither: who got it issued with another's subject beside its

@@ -19,6 +19,7 @@
 -define(BATCH, 256).
 -define(MAX_FRAME_BYTES, 1048576).
 -define(MAX_COMMANDS, 32).
+-define(MAX_BESIDE, 4).
 
 -type phase() :: unnamed | closed | {challenged, Nonce :: binary()} | proven | open.
 -type state() :: #{phase := phase(), socket := undefined | gen_tcp:socket(),
@@ -28,6 +29,7 @@
                    taken := #{distsec_ring:lane() => non_neg_integer()},
                    patience := #{distsec_ring:lane() => non_neg_integer()},
                    worker := undefined | {pid(), reference(), integer() | stale},
+                   beside := #{reference() => integer() | stale},
                    commands := [{integer(), atom(), map()}]}.
 
 -spec start_link() -> {ok, pid()} | ignore | {error, term()}.
@@ -45,7 +47,7 @@ init([]) ->
     {ok, #{phase => unnamed, socket => undefined, writer => undefined, writing => false,
            retry_ms => ?FIRST_RETRY_MS, outbox => [], snapshot_due => false,
            heartbeat_due => false, cursors => None, taken => None, patience => None,
-           worker => undefined, commands => []}}.
+           worker => undefined, commands => [], beside => #{}}}.
 
 -spec handle_call(term(), gen_server:from(), state()) -> {reply, ok, state()}.
 handle_call(_, _From, State) ->
@@ -62,6 +64,7 @@ handle_info(distsec_wake, State) ->
 handle_info(heartbeat, State) ->
     erlang:send_after(?HEARTBEAT_MS, self(), heartbeat),
     _ = distsec_handler:install(),
+    _ = distsec_redact:install(),
     ok = distsec_ring:rearm(), % a wake may have gone to an agent that ended
     %% A number that was taken before the last heartbeat and is not stored yet will never be.
     #{taken := Taken} = State,
@@ -79,11 +82,12 @@ handle_info({'EXIT', Writer, _}, #{writer := Writer} = State) ->
 handle_info({'DOWN', Reference, process, _, _}, #{worker := {_, Reference, stale}} = State) ->
     {noreply, next_command(State#{worker := undefined})};
 handle_info({'DOWN', Reference, process, _, Why}, #{worker := {_, Reference, Id}} = State) ->
-    Reply = case Why of
-                {done, Status, Fields} -> {reply, Id, Status, Fields};
-                _ -> {reply, Id, error, #{reason => crashed, detail => distsec_report:text(Why)}}
-            end,
-    {noreply, next_command(reply(Reply, State#{worker := undefined}))};
+    {noreply, next_command(reply(answer(Id, Why), State#{worker := undefined}))};
+handle_info({'DOWN', Reference, process, _, Why}, #{beside := Beside} = State) when is_map_key(Reference, Beside) ->
+    case maps:take(Reference, Beside) of
+        {stale, Left} -> {noreply, State#{beside := Left}};
+        {Id, Left} -> {noreply, reply(answer(Id, Why), State#{beside := Left})}
+    end;
 handle_info(install_handler, State) ->
     _ = distsec_handler:install()
         orelse erlang:send_after(?NAME_EVERY_MS, self(), install_handler),
@@ -150,7 +154,8 @@ close(#{socket := Socket, writer := Writer} = State) ->
                  undefined -> undefined
              end,
     retry(State#{phase := closed, socket := undefined, writer := undefined, writing := false,
-                 outbox := [], snapshot_due := false, worker := Worker, commands := []}).
+                 outbox := [], snapshot_due := false, worker := Worker, commands := [],
+                 beside := maps:map(fun(_, _) -> stale end, maps:get(beside, State))}).
 
 write(Agent, Socket) ->
     receive
@@ -213,6 +218,13 @@ act({ack, Lane, Sequence}, #{phase := open} = State)
   when is_integer(Sequence), Lane =:= critical orelse Lane =:= refusals ->
     acknowledge(Lane, Sequence),
     State;
+%% Proofs wait for peers that may not answer: no denial stands behind them.
+act({command, Id, renew, Arguments}, #{phase := open, beside := Beside} = State)
+  when is_integer(Id), is_map(Arguments) ->
+    case map_size(Beside) < ?MAX_BESIDE of
+        true -> State#{beside := Beside#{element(2, run(renew, Arguments)) => Id}};
+        false -> reply({reply, Id, error, #{reason => busy}}, State)
+    end;
 act({command, Id, Kind, Arguments}, #{phase := open, commands := Commands} = State)
   when is_integer(Id), is_atom(Kind), is_map(Arguments) ->
     case length(Commands) < ?MAX_COMMANDS of
@@ -261,12 +273,17 @@ pump(State) ->
 
 %% One at a time, in a process of its own: ending links waits for their nodedown.
 next_command(#{worker := undefined, commands := [{Id, Kind, Arguments} | Rest]} = State) ->
-    {Pid, Reference} = spawn_monitor(
-                         fun() ->
-                                 {Status, Fields} = distsec_command:run(Kind, Arguments),
-                                 exit({done, Status, Fields})
-                         end),
+    {Pid, Reference} = run(Kind, Arguments),
     _ = Kind =:= stop andalso erlang:send_after(100, self(), stop_node),
     State#{worker := {Pid, Reference, Id}, commands := Rest};
 next_command(State) ->
     State.
+
+run(Kind, Arguments) ->
+    spawn_monitor(fun() ->
+                          {Status, Fields} = distsec_command:run(Kind, Arguments),
+                          exit({done, Status, Fields})
+                  end).
+
+answer(Id, {done, Status, Fields}) -> {reply, Id, Status, Fields};
+answer(Id, Why) -> {reply, Id, error, #{reason => crashed, detail => distsec_report:text(Why)}}.

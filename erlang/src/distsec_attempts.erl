@@ -10,7 +10,7 @@
 
 -export([new/0, start_link/0]).
 -export([inbound/2, outbound/2, handover/2, learn/2, stage/2, facts/1, refuse/3, told/1]).
--export([all/0, of_controller/1, live/3, end_denied/1]).
+-export([all/0, of_controller/1, of_link/1, live/3, end_denied/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -export_type([id/0, facts/0, stage/0]).
@@ -141,6 +141,16 @@ all() ->
 of_controller(Controller) ->
     case [Facts || {_, _, _, #{controller := C} = Facts} <- all(), C =:= Controller] of
         [Facts | _] -> {ok, Facts};
+        [] -> error
+    end.
+
+%% The link that is up with that name, the last one if there are two for a moment.
+-spec of_link(Name :: binary()) -> {ok, id(), facts()} | error.
+of_link(Name) ->
+    case lists:sort(fun({One, _}, {Other, _}) -> One >= Other end,
+                    [{Id, Facts} || {Id, _, up, #{name := N, link := Link} = Facts} <- all(), N =:= Name,
+                                    is_binary(Link)]) of
+        [{Id, Facts} | _] -> {ok, Id, Facts};
         [] -> error
     end.
 

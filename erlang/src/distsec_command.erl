@@ -13,6 +13,14 @@ run(policy, #{document := Document} = Arguments) when is_binary(Document) ->
         {error, Reason} ->
             rejected(Reason)
     end;
+run(cookies, Arguments) ->
+    distsec_cookies:set(Arguments);
+run(reload, _) ->
+    reload(distsec_tls:own());
+run(renew, #{peers := Peers}) when is_map(Peers) ->
+    {Done, Failed} = distsec_renewal:prove(maps:keys(Peers)),
+    {ok, #{renewed => [Outcome#{peer => Peer} || {Peer, Outcome} <- Done],
+           failed => [#{peer => Peer, reason => Reason} || {Peer, Reason} <- Failed]}};
 run(disconnect, #{peer := Peer}) when is_binary(Peer) ->
     case distsec_watch:disconnect(Peer, ?DOWN_MS) of
         still_up -> {error, #{reason => links_remain, detail => Peer}};
@@ -39,6 +47,29 @@ run(stop, _) ->
 run(_, _) ->
     {error, #{reason => unknown}}.
 
+%% The stock carrier reads the files itself, through a cache of its own (ssl_pem_cache: 120 s) that has no
+%% documented way to be cleared for the distribution.
+reload(undefined) ->
+    case distsec_tls:read() of
+        {ok, #{served := Served}} ->
+            _ = gen_server:call(ssl_pem_cache_dist, {unconditionally_clear_pem_cache, self()}),
+            {ok, Served};
+        {error, Text} -> not_taken(Text)
+    end;
+reload(_) ->
+    case too_early(distsec_tls:read()) orelse distsec_tls:load() of
+        true -> not_taken("the certificate is not yet valid by the clock of this node");
+        ok -> {ok, maps:with([serial, not_after, trusted], distsec_tls:own())};
+        {error, Text} -> not_taken(Text)
+    end.
+
+%% Issued by a clock that is ahead: nobody whose clock is right would take it, and what is in use still is.
+too_early({ok, #{served := #{not_before := NotBefore}}}) -> os:system_time(second) < NotBefore;
+too_early({error, _}) -> false.
+
+not_taken(Text) ->
+    {error, #{reason => certificate_rejected, detail => distsec_report:text(unicode:characters_to_binary(Text))}}.
+
 apply_policy(#{cluster := Cluster, generation := Generation} = Policy, Document, Cookies) ->
     #{policy_generation := Current, policy_digest := InForce} = distsec_policy:summary(),
     Digest = distsec_policy:digest(Document),
@@ -60,8 +91,9 @@ apply_policy(#{cluster := Cluster, generation := Generation} = Policy, Document,
 put_in_force(#{generation := Generation} = Policy, Document, Digest, Cookies) ->
     Before = distsec_policy:in_force(),
     ok = distsec_policy:put_in_force(Policy, Digest, Document),
-    set_cookies(Cookies),
-    spoil_cookies(admitted(Before) -- admitted(Policy)),
+    ok = distsec_cookies:use(Cookies),
+    %% Whom the new policy no longer admits holds a cookie that was good.
+    ok = distsec_cookies:spoil(admitted(Before) -- admitted(Policy)),
     Left = distsec_watch:enforce(?DOWN_MS),
     Marked = distsec_mark:raise(distsec_guard:directory(), Generation),
     distsec_connect:refresh(),
@@ -78,22 +110,5 @@ rejected(Reason) ->
     distsec_report:critical(policy_rejected, #{reason => Reason}),
     {error, #{reason => Reason}}.
 
-%% Names and cookies are the orchestrator's own: a bounded set of atoms.
-set_cookies(Cookies) ->
-    maps:foreach(fun(Peer, Cookie) when is_binary(Peer), is_binary(Cookie) ->
-                         true = erlang:set_cookie(binary_to_atom(Peer, utf8),
-                                                  binary_to_atom(Cookie, utf8))
-                 end, Cookies).
-
-%% Whom the new policy no longer admits holds a cookie that was good: it is good no longer.
-spoil_cookies(Peers) ->
-    lists:foreach(
-      fun(Peer) ->
-              Random = distsec_identity:hex(crypto:strong_rand_bytes(32)),
-              true = erlang:set_cookie(binary_to_atom(Peer, utf8), binary_to_atom(Random, utf8))
-      end, Peers).
-
-admitted(undefined) ->
-    [];
-admitted(#{peers := Peers, denied := Denied}) ->
-    [Name || #{name := Name, phase := open} <- Peers, not lists:member(Name, Denied)].
+admitted(Policy) ->
+    [Name || #{name := Name} <- distsec_policy:open(Policy)].

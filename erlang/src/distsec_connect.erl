@@ -115,15 +115,18 @@ lost(Peer, Now, #{attempts := Attempts, lost := Lost} = State) ->
 
 %% ---- whom ---------------------------------------------------------------------------------------
 
-%% Whether After ends what Before admitted: a name that is no longer open, a certificate revoked.
+%% Whether After ends what Before admitted: a name that is no longer open, a certificate or an
+%% identity revoked.
 -spec ejects(distsec_policy:policy() | undefined, distsec_policy:policy() | undefined) -> boolean().
 ejects(#{revoked := RevokedBefore} = Before, #{revoked := Revoked} = After) ->
-    admitted(Before) -- admitted(After) =/= [] orelse Revoked -- RevokedBefore =/= [];
+    admitted(Before) -- admitted(After) =/= [] orelse Revoked -- RevokedBefore =/= []
+        orelse distsec_policy:revoked_identities(After)
+            -- distsec_policy:revoked_identities(Before) =/= [];
 ejects(_, _) ->
     false.
 
-admitted(#{peers := Peers, denied := Denied}) ->
-    [Name || #{name := Name, phase := open} <- Peers, not lists:member(Name, Denied)].
+admitted(Policy) ->
+    [Name || #{name := Name} <- distsec_policy:open(Policy)].
 
 %% Whether others let this node in. One that is denied, or not admitted by all of them yet, dials
 %% nobody: without certificates a link would be up for a moment before it is refused, and its loss
@@ -133,7 +136,9 @@ admitted_itself(Self, #{denied := Denied} = Policy) ->
     not lists:member(Self, Denied)
         andalso case distsec_policy:peer(Self, Policy) of
                     {ok, #{phase := prepared}} -> false;
-                    _ -> true
+                    {ok, #{identity := Identity}} ->
+                        not lists:member(Identity, distsec_policy:revoked_identities(Policy));
+                    error -> true
                 end.
 
 %% Which of the peers that the policy lists are to be linked with this node at Now: all, or with

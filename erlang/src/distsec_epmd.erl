@@ -23,12 +23,7 @@ start_link() ->
 -spec listen_port_please(term(), term()) -> {ok, inet:port_number()}.
 listen_port_please(_Name, _Host) ->
     ok = distsec_guard:ensure(),
-    #{default := Default, peers := Peers} = distsec_guard:cookies(),
-    true = erlang:set_cookie(binary_to_atom(Default, latin1)),
-    maps:foreach(fun(Peer, Cookie) ->
-                         true = erlang:set_cookie(binary_to_atom(Peer, latin1),
-                                                  binary_to_atom(Cookie, latin1))
-                 end, Peers),
+    ok = distsec_cookies:install(),
     {ok, maps:get(port, distsec_guard:guard())}.
 
 %% The creation tells this run of the node from earlier ones (erl_epmd:register_node/3). It is ours

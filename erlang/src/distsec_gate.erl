@@ -90,7 +90,7 @@ decide(Id, Facts, #{require_identity := false} = Policy) ->
     decide(Id, Facts, Policy#{require_identity := true});
 decide(Id, #{direction := Direction} = Facts, Policy) ->
     Started = erlang:monotonic_time(),
-    Decision = with_live(Id, Facts, distsec_policy:decide(claim(Facts, 0, os:system_time(second)), Policy),
+    Decision = with_live(Id, Facts, distsec_policy:decide(claim(Facts, 0, distsec_clock:now()), Policy),
                          Policy),
     Action = case Direction of in -> handshake_in; out -> handshake_out end,
     distsec_count:check(Action, element(1, Decision), erlang:monotonic_time() - Started),
@@ -102,7 +102,7 @@ with_live(Id, #{name := Name, serial := Serial} = Facts, {allow, Rule} = Allow, 
   when Rule =/= undefined, Rule =/= Name ->
     case distsec_attempts:live(Id, Serial, Rule) of
         0 -> Allow;
-        Live -> distsec_policy:decide(claim(Facts, Live, os:system_time(second)), Policy)
+        Live -> distsec_policy:decide(claim(Facts, Live, distsec_clock:now()), Policy)
     end;
 with_live(_, _, Decision, _) ->
     Decision.

@@ -153,9 +153,11 @@ boot(Directory) ->
     Launch = distsec_identity:hex(crypto:strong_rand_bytes(16)),
     persistent_term:put(?KEY, #{guard => Guard, directory => Directory, launch => Launch,
                                 started => os:system_time(millisecond)}),
+    ok = distsec_clock:new(),
     ok = distsec_count:new(),
     Loaded = load_policy(Directory),
     ok = distsec_app:boot(),
+    _ = distsec_redact:install(), % the agent sees that it stays
     ok = dials_only(Guard),
     tell_loaded(Loaded).
 
@@ -326,12 +328,13 @@ policy_key() ->
 
 %% Read where they are set, and kept nowhere. Halts the VM if there are none: a default would
 %% be a cookie that somebody can guess.
--spec cookies() -> #{default := binary(), peers := #{binary() => binary()}}.
+-spec cookies() -> #{default := binary(), peers := #{binary() => binary()}, step => non_neg_integer(),
+                     other_default => binary(), other_peers => #{binary() => binary()}}.
 cookies() ->
     case consult(directory(), "cookie.term") of
-        {ok, {distsec_cookies, #{version := 1, default := Default, peers := Peers}}}
+        {ok, {distsec_cookies, #{version := 1, default := Default, peers := Peers} = Cookies}}
           when is_binary(Default), byte_size(Default) >= 32, is_map(Peers) ->
-            #{default => Default, peers => Peers};
+            maps:with([default, peers, step, other_default, other_peers], Cookies);
         _ ->
             halt_node(directory(), no_cookie, "cookie.term is missing or unreadable")
     end.

@@ -3,7 +3,7 @@
 %% process. A bare scan, and garbage after TLS, stock OTP does not log: nothing is seen of them.
 -module(distsec_handler).
 
--export([install/0, log/2]).
+-export([install/0, log/2, of_distribution/0]).
 
 -define(ID, distsec).
 
@@ -40,6 +40,7 @@ seen(_) ->
 
 %% Applications have TLS connections of their own. Those of the distribution are started under
 %% ssl_dist_connection_sup (ssl_dist_sup.erl; tls_dist_sup on OTP 25 and later).
+-spec of_distribution() -> boolean().
 of_distribution() ->
     lists:any(fun(Name) -> is_atom(Name) andalso lists:suffix("dist_sup", atom_to_list(Name))
                                orelse lists:member(Name, [ssl_dist_connection_sup,

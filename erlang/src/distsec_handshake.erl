@@ -7,9 +7,10 @@
 -include_lib("kernel/include/dist_util.hrl").
 -include_lib("kernel/include/net_address.hrl").
 
--export([admitted/2, accepted/6, dial/5, hs_data/4]).
+-export([admitted/2, passes/1, connect_options/1, accepted/6, dial/5, hs_data/4]).
 
 -define(CONNECT_MS, 5000).
+-define(TRANSCRIPT, {distsec, transcript}).
 
 -type id() :: distsec_attempts:id().
 
@@ -36,9 +37,16 @@ verified(Id, #{serial := Serial}) ->
 
 known(Id, Ssl, Peer) ->
     distsec_attempts:learn(Id, maps:merge(distsec_verify:session(Peer), distsec_tls:details(Ssl))),
-    distsec_attempts:learn(Id, #{controller => distsec_tls:controller(Ssl)}),
+    distsec_attempts:learn(Id, #{controller => distsec_tls:controller(Ssl), proven => proven_now()}),
     passes(Id).
 
+%% What we have shown, and when both ends proved themselves.
+proven_now() ->
+    #{serial := Serial, not_after := NotAfter} = distsec_tls:own(),
+    #{own_serial => Serial, own_not_after => NotAfter, at_ms => erlang:monotonic_time(millisecond)}.
+
+%% Whether the policy in force, now, admits what is known of an attempt; if not it is told of.
+-spec passes(id()) -> boolean().
 passes(Id) ->
     case distsec_attempts:facts(Id) of
         undefined -> false;
@@ -151,6 +159,7 @@ give(Id, Ssl, Owner) ->
         andalso distsec_attempts:handover(Id, Owner) =:= ok
         andalso begin Owner ! {self(), Id, Ssl}, true end.
 
+-spec connect_options(inet:ip_address()) -> [term()].
 connect_options(Ip) ->
     Own = [case tuple_size(Ip) of 4 -> inet; 8 -> inet6 end, binary, {active, false}, {packet, raw},
            {nodelay, true}],
@@ -179,10 +188,16 @@ hs_data(Id, Ssl, Direction, Controller) ->
     Count = counters:new(1, []),
     #hs_data{
        socket = Controller,
-       f_send = fun(_, Packet) -> ssl:send(Ssl, Packet) end,
+       f_send =
+           fun(_, Packet) ->
+                   Frame = distsec_cookies:sent(Direction, Packet),
+                   transcribe(Frame),
+                   ssl:send(Ssl, Frame)
+           end,
        f_recv = fun(_, Length, Timeout) -> receive_frame(Id, Ssl, Direction, Count, Length, Timeout) end,
        f_setopts_pre_nodeup =
            fun(_) ->
+                   distsec_attempts:learn(Id, #{link => transcribed()}),
                    case passes(Id) of
                        true -> ok;
                        false -> refused(Ssl)
@@ -223,8 +238,13 @@ receive_frame(Id, Ssl, Direction, Count, Length, Timeout) ->
         {ok, Data} ->
             Frame = iolist_to_binary(Data),
             counters:add(Count, 1, 1),
+            transcribe(Frame),
             case frame(Id, Direction, counters:get(Count, 1), Frame) of
-                true -> {ok, binary_to_list(Frame)};
+                true ->
+                    case distsec_cookies:received(Direction, counters:get(Count, 1), Frame) of
+                        again -> refused(Ssl); % nobody is to blame
+                        Taken -> {ok, binary_to_list(Taken)}
+                    end;
                 false ->
                     _ = Direction =:= in andalso ssl:send(Ssl, <<"snot_allowed">>),
                     refused(Ssl)
@@ -235,6 +255,21 @@ receive_frame(Id, Ssl, Direction, Count, Length, Timeout) ->
             Error;
         Error ->
             Error
+    end.
+
+%% What both ends of a link know and nobody else does, and what no other link has: a hash of all frames of
+%% its handshake, with the random challenges and the digests of the cookie in them, in the order in which
+%% they crossed the wire, which is the same at both ends. A proof (distsec_proof) names the link by it.
+transcribe(Packet) ->
+    Frame = iolist_to_binary(Packet),
+    Before = case get(?TRANSCRIPT) of undefined -> crypto:hash_init(sha256); Hash -> Hash end,
+    _ = put(?TRANSCRIPT, crypto:hash_update(Before, [<<(byte_size(Frame)):32>>, Frame])),
+    ok.
+
+transcribed() ->
+    case erase(?TRANSCRIPT) of
+        undefined -> undefined;
+        Hash -> crypto:hash_final(Hash)
     end.
 
 %% A frame that is longer than any of the handshake's (packet_size) is the peer's fault.

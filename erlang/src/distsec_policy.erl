@@ -5,14 +5,16 @@
 
 -export([parse/2, decide/2, digest/1]).
 -export([in_force/0, put_in_force/2, put_in_force/3, document/0, summary/0]).
--export([peer/2, peers/1, address/1, lists/1, max_live/1, nodes_of/1]).
+-export([peer/2, peers/1, open/1, address/1, lists/1, max_live/1, nodes_of/1]).
+-export([revoked_identities/1]).
 
 -export_type([policy/0, peer/0, rule/0, claim/0, decision/0]).
 
 -type policy() :: #{cluster := binary(), generation := non_neg_integer(),
                     issued_at := integer(), connect := mesh | none,
                     require_identity := boolean(), peers := [peer()], rules := [rule()],
-                    denied := [binary()], revoked := [binary()], atom() => term()}.
+                    denied := [binary()], revoked := [binary()],
+                    revoked_identities => [binary()], atom() => term()}.
 -type peer() :: #{name := binary(), identity := binary(), phase := open | prepared,
                   address := binary() | undefined, port := inet:port_number() | undefined}.
 %% `max_live`: names that one certificate may have up at a time; `nodes`: those that the rule is for
@@ -83,14 +85,16 @@ parse_body(Body) ->
         _:_ -> {error, malformed}
     end.
 
-valid(#{version := 1, cluster := Cluster, generation := Generation, issued_at := IssuedAt,
+valid(#{version := Version, cluster := Cluster, generation := Generation, issued_at := IssuedAt,
         connect := Connect, require_identity := Require, peers := Peers, rules := Rules,
-        denied := Denied, revoked := Revoked}) ->
-    is_binary(Cluster) andalso is_integer(Generation) andalso Generation >= 0
+        denied := Denied, revoked := Revoked} = Policy) ->
+    lists:member(Version, [1, 2]) andalso is_binary(Cluster)
+        andalso is_integer(Generation) andalso Generation >= 0
         andalso is_integer(IssuedAt) andalso lists:member(Connect, [mesh, none])
         andalso is_boolean(Require)
         andalso lists:all(fun valid_peer/1, Peers) andalso lists:all(fun valid_rule/1, Rules)
-        andalso lists:all(fun is_binary/1, Denied) andalso lists:all(fun is_binary/1, Revoked);
+        andalso lists:all(fun is_binary/1, Denied) andalso lists:all(fun is_binary/1, Revoked)
+        andalso lists:all(fun is_binary/1, revoked_identities(Policy));
 valid(_) ->
     false.
 
@@ -120,6 +124,11 @@ max_live(Rule) ->
 nodes_of(Rule) ->
     maps:get(nodes, Rule, []).
 
+%% Identities that are refused with whatever certificate they come; absent: none.
+-spec revoked_identities(policy()) -> [binary()].
+revoked_identities(Policy) ->
+    maps:get(revoked_identities, Policy, []).
+
 %% SHA-256 of a document's bytes, lower-case hex.
 -spec digest(binary()) -> binary().
 digest(Document) ->
@@ -142,13 +151,21 @@ peer(Name, #{peers := Peers}) ->
 peer(_, undefined) ->
     error.
 
-%% Those whom a node may dial: open, not denied, with an address.
+%% Those whom a node may dial: open, with an address.
 -spec peers(policy() | undefined) -> [peer()].
-peers(#{peers := Peers, denied := Denied}) ->
-    [Peer || #{name := Name, phase := open, address := Address} = Peer <- Peers,
-             Address =/= undefined, not lists:member(Name, Denied)];
 peers(undefined) ->
-    [].
+    [];
+peers(Policy) ->
+    [Peer || #{address := Address} = Peer <- open(Policy), Address =/= undefined].
+
+%% Those who are let in: neither prepared nor denied, and their identity not revoked.
+-spec open(policy() | undefined) -> [peer()].
+open(undefined) ->
+    [];
+open(#{peers := Peers, denied := Denied} = Policy) ->
+    Revoked = revoked_identities(Policy),
+    [Peer || #{name := Name, identity := Identity, phase := open} = Peer <- Peers,
+             not lists:member(Name, Denied), not lists:member(Identity, Revoked)].
 
 %% Where a name is dialled, by the policy in force; `error` for one that is not listed, not open,
 %% denied, or without an address.

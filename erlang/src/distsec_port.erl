@@ -1,7 +1,7 @@
 %% The port protocol (docs/port-protocol.md), agent's side, without I/O: proofs and frames.
 -module(distsec_port).
 
--export([version/0, hello/2, check_challenge/4, proof/5, encode/1, decode/1, read_key/1]).
+-export([version/0, hello/2, check_challenge/4, proof/5, same/2, encode/1, decode/1, read_key/1]).
 
 -define(VERSION, 1).
 
@@ -35,14 +35,10 @@ proof(Key, Node, NonceA, NonceO, Launch) ->
 mac(Key, Parts) ->
     crypto:mac(hmac, sha256, Key, [[<<(byte_size(P)):32>>, P] || P <- Parts]).
 
-%% In constant time; crypto:hash_equals/2 is not in all of OTP 25.
-same(A, B) ->
-    same(A, B, 0).
-
-same(<<A, As/binary>>, <<B, Bs/binary>>, Difference) ->
-    same(As, Bs, Difference bor (A bxor B));
-same(<<>>, <<>>, Difference) ->
-    Difference =:= 0.
+%% In constant time, of two that are equally long; crypto:hash_equals/2 is not in all of OTP 25.
+-spec same(binary(), binary()) -> boolean().
+same(A, B) when byte_size(A) =:= byte_size(B) ->
+    binary:decode_unsigned(crypto:exor(A, B)) =:= 0.
 
 -spec encode(term()) -> binary().
 encode(Term) ->

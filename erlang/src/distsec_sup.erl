@@ -22,7 +22,7 @@ init(Part) ->
            || Module <- children(Part, distsec_guard:guard())]}}.
 
 children(guard, _) ->
-    [distsec_attempts, distsec_watch];
+    [distsec_attempts, distsec_watch, distsec_renewal];
 children(agent, #{kind := shell}) ->
     []; % the VM of `distsec shell` has no orchestrator of its own to talk to, and dials one node once
 children(agent, _) ->

@@ -6,7 +6,10 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([load/0, accept/3, connect/3, peer/1, details/1, controller/1, failure/1, option_problem/1]).
+-export([load/0, read/0, own/0, accept/3, connect/3, connect_for_proof/3, purpose/1, peer/1, details/1, controller/1,
+         failure/1, option_problem/1]).
+
+-export_type([served/0]).
 
 -define(KEY, {distsec, tls}).
 -define(MAX_FILE_BYTES, 1048576).
@@ -16,6 +19,11 @@
 -define(MAX_HANDSHAKE_BYTES, 65536).
 
 -type role() :: server | client.
+%% What a node shows: its certificate's serial and end, and the SHA-256 of each CA that it trusts.
+-type served() :: #{serial := binary(), not_after := integer(), trusted := [binary()]}.
+
+%% Negotiated (RFC 7301) on a connection that is no link, but proves anew who is at either end of one.
+-define(PROOF, <<"distsec-proof/1">>).
 
 %% What an optfile may hold. Session tickets, early data, kTLS, SNI functions and whatever else lets a
 %% session be set up without the peer's certificate are not here (beam/tls_options.py says of each why).
@@ -23,14 +31,70 @@
                 crl_cache, crl_check, depth, hibernate_after, key_update_at, log_level, max_handshake_size,
                 signature_algs, supported_groups, receiver_spawn_opts, sender_spawn_opts]).
 
-%% Reads the node's files. An error names what is wrong, for distsec_guard to say before it halts.
+%% Reads the node's files and uses them from now on. An error names what is wrong, and changes nothing:
+%% distsec_guard says it before it halts, and a node that runs goes on with what it had.
 -spec load() -> ok | {error, string()}.
 load() ->
+    case read() of
+        {ok, #{served := Served} = Loaded} ->
+            persistent_term:put(?KEY, Loaded#{served := Served#{loaded_ms => erlang:monotonic_time(millisecond)}});
+        Error -> Error
+    end.
+
+%% Reads and checks them, and changes nothing.
+-spec read() -> {ok, #{server := list(), client := list(), served := map()}} | {error, string()}.
+read() ->
     try
         Loaded = maps:from_list([{Role, options(Role)} || Role <- [server, client]]),
-        persistent_term:put(?KEY, Loaded)
+        {ok, Loaded#{served => served(maps:get(server, Loaded))}}
     catch
         throw:{tls, Text} -> {error, Text}
+    end.
+
+%% What handshakes show now; undefined where no options were loaded (the stock carrier).
+-spec own() -> #{serial := binary(), not_after := integer(), trusted := [binary()], loaded_ms := integer()}
+             | undefined.
+own() ->
+    case persistent_term:get(?KEY, undefined) of
+        #{served := Served} -> Served;
+        undefined -> undefined
+    end.
+
+served(Options) ->
+    [Leaf | _] = proplists:get_value(cert, Options),
+    Certificate = decoded(Leaf, certfile),
+    key_fits(proplists:get_value(key, Options), Certificate)
+        orelse wrong("keyfile holds the key of another certificate", []),
+    #{serial := Serial, not_before := NotBefore, not_after := NotAfter} = distsec_identity:of_certificate(Certificate),
+    #{serial => Serial, not_before => NotBefore, not_after => NotAfter,
+      trusted => lists:usort([distsec_identity:hex(crypto:hash(sha256, Der))
+                              || Der <- proplists:get_value(cacerts, Options)])}.
+
+decoded(Der, Name) ->
+    try public_key:pkix_decode_cert(Der, otp)
+    catch error:_ -> wrong("~s holds no certificate that can be read", [Name])
+    end.
+
+%% A signature with the one verifies with the other.
+key_fits({Type, Der}, Certificate) ->
+    Message = <<"distsec">>,
+    try
+        Key = public_key:pem_entry_decode({Type, Der, not_encrypted}),
+        {Public, Digest} = public_of(Certificate),
+        public_key:verify(Message, Digest, public_key:sign(Message, Digest, Key), Public)
+    catch error:_ -> false
+    end.
+
+public_of(#'OTPCertificate'{tbsCertificate = Tbs}) ->
+    #'OTPSubjectPublicKeyInfo'{subjectPublicKey = Key,
+                               algorithm = #'PublicKeyAlgorithm'{algorithm = Algorithm, parameters = Parameters}} =
+        Tbs#'OTPTBSCertificate'.subjectPublicKeyInfo,
+    case {Key, Algorithm} of
+        %% RFC 8410: the algorithm is the curve, and has no parameters.
+        {#'ECPoint'{}, Curve} when Curve =:= ?'id-Ed25519'; Curve =:= ?'id-Ed448' ->
+            {{Key, {namedCurve, Curve}}, none};
+        {#'ECPoint'{}, _} -> {{Key, Parameters}, sha256};
+        _ -> {Key, sha256}
     end.
 
 options(Role) ->
@@ -75,14 +139,8 @@ chain(Given, Trusted) ->
 issued(Issuer, Der) ->
     public_key:pkix_is_issuer(Der, Issuer)
         andalso begin
-                    #'OTPCertificate'{tbsCertificate = Tbs} = public_key:pkix_decode_cert(Issuer, otp),
-                    #'OTPSubjectPublicKeyInfo'{subjectPublicKey = Key,
-                                               algorithm = #'PublicKeyAlgorithm'{parameters = Parameters}} =
-                        Tbs#'OTPTBSCertificate'.subjectPublicKeyInfo,
-                    public_key:pkix_verify(Der, case Key of
-                                                    #'ECPoint'{} -> {Key, Parameters};
-                                                    _ -> Key
-                                                end)
+                    {Key, _} = public_of(public_key:pkix_decode_cert(Issuer, otp)),
+                    public_key:pkix_verify(Der, Key)
                 end.
 
 %% What is wrong with an option of the optfile, if anything: its name and why.
@@ -112,12 +170,27 @@ wrong(Format, Arguments) ->
 %% The server's handshake on an accepted socket that the caller owns. State is that of distsec_verify.
 -spec accept(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
 accept(Socket, State, Timeout) ->
-    framed(ssl:handshake(Socket, with(server, State), Timeout)).
+    framed(ssl:handshake(Socket, [{alpn_preferred_protocols, [?PROOF]} | with(server, State)], Timeout)).
 
 %% The client's, on a connected one. The host's name is not compared: who the server is, its identity says.
 -spec connect(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
 connect(Socket, State, Timeout) ->
     framed(ssl:connect(Socket, [{server_name_indication, disable} | with(client, State)], Timeout)).
+
+%% The same, to prove anew who is at the ends of a link that is up (distsec_proof).
+-spec connect_for_proof(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.
+connect_for_proof(Socket, State, Timeout) ->
+    framed(ssl:connect(Socket, [{server_name_indication, disable}, {alpn_advertised_protocols, [?PROOF]}
+                                | with(client, State)], Timeout)).
+
+%% What the dialler wants of a session; a peer that has never heard of proofs negotiates none.
+-spec purpose(term()) -> link | proof | closed.
+purpose(Ssl) ->
+    case ssl:negotiated_protocol(Ssl) of
+        {ok, ?PROOF} -> proof;
+        {error, protocol_not_negotiated} -> link;
+        _ -> closed
+    end.
 
 %% Frames with a length of four bytes, as after nodeup, and none longer than a handshake needs. These are
 %% no options of the TLS handshake: there ssl takes them from the socket below.

@@ -62,7 +62,7 @@ by_policy(#{role := Role} = State,
                                        node => distsec_guard:node_name(),
                                        serial => Serial, not_after => NotAfter,
                                        name => undefined, hidden => undefined,
-                                       now => os:system_time(second)},
+                                       now => distsec_clock:now()},
                                      distsec_policy:in_force()),
     distsec_count:check(action(Role), element(1, Decision), erlang:monotonic_time() - Started),
     case Decision of
@@ -101,7 +101,7 @@ reported() ->
     get(?REPORTED) =:= true.
 
 bad_certificate(cert_expired, #{not_before := NotBefore}) ->
-    case os:system_time(second) < NotBefore of
+    case os:system_time(second) < NotBefore of % by the wall clock, as public_key judges it
         true -> not_yet_valid;
         false -> expired
     end;

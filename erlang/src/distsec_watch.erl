@@ -4,7 +4,7 @@
 -module(distsec_watch).
 -behaviour(gen_server).
 
--export([start_link/0, enforce/1, disconnect/2, tell_of_links/0]).
+-export([start_link/0, enforce/1, disconnect/2, tell_of_links/0, proven/1]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
 -define(SUBSCRIBE_EVERY_MS, 20).
@@ -57,6 +57,12 @@ disconnect(Peer, TimeoutMs) ->
 tell_of_links() ->
     try gen_server:call(?MODULE, audit, ?TELL_MS) catch exit:_ -> ok end.
 
+%% Both ends of the link with Name have proven themselves anew, and the carrier knows by what: so does
+%% everybody, when this returns.
+-spec proven(Name :: binary()) -> ok.
+proven(Name) ->
+    try gen_server:call(?MODULE, {proven, Name}) catch exit:_ -> ok end.
+
 await_down(Left, Deadline) ->
     case {Left(), erlang:monotonic_time(millisecond) < Deadline} of
         {[], _} -> [];
@@ -92,8 +98,13 @@ again(State) ->
     erlang:send_after(?SUBSCRIBE_EVERY_MS, self(), subscribe),
     State.
 
--spec handle_call(audit, gen_server:from(), state()) -> {reply, ok, state()}.
+-spec handle_call(audit | {proven, binary()}, gen_server:from(), state()) -> {reply, ok, state()}.
 handle_call(audit, _From, State) ->
+    {reply, ok, audit(State)};
+handle_call({proven, Name}, _From, State) ->
+    Known = [{Node, Link} || Node <- nodes(connected), atom_to_binary(Node, utf8) =:= Name,
+                             {ok, Link} <- [distsec_links:find(Node)]],
+    lists:foreach(fun({Node, Link}) -> renew(Node, Link) end, Known),
     {reply, ok, audit(State)}.
 
 -spec handle_cast({disconnect, node()}, state()) -> {noreply, state()}.
@@ -124,7 +135,11 @@ handle_info(subscribe, State) ->
     {noreply, subscribe(State)};
 handle_info(audit, State) ->
     erlang:send_after(?AUDIT_EVERY_MS, self(), audit),
+    distsec_clock:look(),
     distsec_links:sweep(),
+    look_ahead(),
+    {noreply, audit(State)};
+handle_info(ended, State) ->
     {noreply, audit(State)};
 handle_info({'DOWN', _, process, Pid, _}, #{kickers := Kickers} = State) ->
     {noreply, State#{kickers := maps:filter(fun(_, P) -> P =/= Pid end, Kickers)}};
@@ -192,16 +207,48 @@ announce(Node, Link) ->
     distsec_links:put(Node, Link),
     distsec_report:critical(link_up, #{link => distsec_links:shown(Link)}).
 
+%% The link goes on with what its peer has shown last.
+renew(Node, Link) ->
+    case distsec_links:describe(Node, node_type(Node)) of
+        {#{serial := Serial} = Shown, Session} when Session =/= undefined ->
+            Renewed = maps:merge(Link, maps:with([identity, identities, names, usages, issuer, serial, not_after],
+                                                 Shown)),
+            distsec_links:put(Node, Renewed),
+            _ = Serial =:= maps:get(serial, Link)
+                orelse distsec_report:critical(link_renewed, #{link => distsec_links:shown(Renewed)}),
+            ok;
+        _ -> ok
+    end.
+
+%% A link whose proof ends before the next audit is looked at in that moment.
+look_ahead() ->
+    Now = os:system_time(millisecond),
+    Ends = [(NotAfter + 1) * 1000 - Now || #{not_after := NotAfter} <- distsec_links:all(), is_integer(NotAfter)],
+    case [Left || Left <- Ends, Left > 0, Left < ?AUDIT_EVERY_MS] of
+        [] -> ok;
+        Soon -> _ = erlang:send_after(lists:min(Soon), self(), ended), ok
+    end.
+
 down(Node, Why, #{settling := Settling} = State) ->
     case distsec_links:take(Node) of
         {ok, Link} ->
-            distsec_report:critical(link_down, #{link => distsec_links:shown(Link),
+            distsec_report:critical(link_down, #{link => distsec_links:shown(at_its_end(Link)),
                                                  detail => distsec_report:text(Why)}),
             distsec_connect:lost(maps:get(peer, Link));
         error ->
             ok
     end,
     State#{settling := maps:remove(Node, Settling)}.
+
+%% Of a link whose proof has run out that is the reason also where others were faster: who lost it first has
+%% `global` tell the other nodes, and theirs ends it (prevent_overlapping_partitions).
+at_its_end(#{verdict := allow} = Link) ->
+    case decide(Link) of
+        {deny, expired, _} = Decision -> judged(Link, Decision);
+        _ -> Link
+    end;
+at_its_end(Link) ->
+    Link.
 
 %% Every link that is up, against the policy that is in force now.
 audit(#{subscribed := false} = State) ->
@@ -247,7 +294,7 @@ decide(#{identity := Identity, direction := Direction} = Shown) ->
         node => distsec_guard:node_name(),
         serial => maps:get(serial, Shown), not_after => maps:get(not_after, Shown),
         name => maps:get(peer, Shown, maps:get(name, Shown, undefined)), hidden => maps:get(hidden, Shown, undefined),
-        now => os:system_time(second)},
+        now => distsec_clock:now()},
       distsec_policy:in_force()).
 
 judged(Link, {allow, Rule}) ->

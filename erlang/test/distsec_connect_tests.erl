@@ -28,12 +28,16 @@ peers_that_do_not_answer_hold_nobody_up_test() ->
 %% ---- after an ejection --------------------------------------------------------------------------
 
 policy(Names, Denied, Revoked) ->
-    #{peers => [#{name => Name, phase => open} || Name <- Names], denied => Denied, revoked => Revoked}.
+    #{peers => [#{name => Name, identity => Name, phase => open} || Name <- Names],
+      denied => Denied, revoked => Revoked}.
 
 a_policy_ejects_when_it_takes_a_name_or_a_certificate_back_and_not_otherwise_test() ->
     Before = policy([<<"a@h">>, <<"b@h">>], [], [<<"1">>]),
-    Prepared = Before#{peers := [#{name => <<"a@h">>, phase => open},
-                                 #{name => <<"b@h">>, phase => prepared}]},
+    Prepared = Before#{peers := [#{name => <<"a@h">>, identity => <<"a@h">>, phase => open},
+                                 #{name => <<"b@h">>, identity => <<"b@h">>, phase => prepared}]},
+    ?assert(distsec_connect:ejects(Before, Before#{revoked_identities => [<<"b@h">>]})),
+    ?assert(distsec_connect:ejects(Before, Before#{revoked_identities => [<<"cli">>]})),
+    ?assertNot(distsec_connect:ejects(Before#{revoked_identities => [<<"cli">>]}, Before)),
     ?assert(distsec_connect:ejects(Before, policy([<<"a@h">>, <<"b@h">>], [<<"b@h">>], [<<"1">>]))),
     ?assert(distsec_connect:ejects(Before, policy([<<"a@h">>], [], [<<"1">>]))),
     ?assert(distsec_connect:ejects(Before, policy([<<"a@h">>, <<"b@h">>], [], [<<"2">>, <<"1">>]))),
@@ -60,6 +64,7 @@ who_is_denied_or_not_admitted_by_all_yet_dials_nobody_test() ->
     ?assert(distsec_connect:admitted_itself(<<"a@h">>, Policy)),
     ?assert(distsec_connect:admitted_itself(<<"c@h">>, Policy)),
     ?assertNot(distsec_connect:admitted_itself(<<"a@h">>, Policy#{denied := [<<"a@h">>]})),
+    ?assertNot(distsec_connect:admitted_itself(<<"a@h">>, Policy#{revoked_identities => [<<"a@h">>]})),
     ?assertNot(distsec_connect:admitted_itself(<<"a@h">>,
                                                Policy#{peers := [Own#{phase := prepared} | Others]})).
 

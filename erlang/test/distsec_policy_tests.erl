@@ -61,12 +61,26 @@ makes_no_atom_of_an_unsigned_document_test() ->
 refuses_signed_nonsense_test_() ->
     {Public, Private} = key(),
     [?_assertEqual({error, malformed}, distsec_policy:parse(document(Bad, Private), Public))
-     || Bad <- [#{}, maps:remove(peers, policy()), (policy())#{version => 2},
+     || Bad <- [#{}, maps:remove(peers, policy()), (policy())#{version => 3},
+                (policy())#{revoked_identities => [a]}, (policy())#{revoked_identities => all},
                 (policy())#{connect => sometimes}, (policy())#{denied => [a]},
                 (policy())#{peers => [#{name => <<"a@h">>}]},
                 (policy())#{rules => [#{pattern => <<"x">>}]},
                 with_rule(#{max_live => 0}), with_rule(#{max_live => many}),
                 with_rule(#{nodes => [a]}), with_rule(#{nodes => <<"a@h">>})]].
+
+%% Of version 2, so that nodes which do not know of them take no such document.
+identities_that_are_revoked_are_neither_let_in_nor_dialled_test_() ->
+    {Public, Private} = key(),
+    Id = <<"spiffe://demo/node/h/a">>,
+    {ok, Policy} = distsec_policy:parse(document(policy(), Private), Public),
+    {ok, Without} = distsec_policy:parse(
+                      document((policy())#{version => 2, revoked_identities => [Id]}, Private), Public),
+    [?_assertEqual({[], [Id]}, {distsec_policy:revoked_identities(Policy),
+                                distsec_policy:revoked_identities(Without)}),
+     ?_assertMatch({[#{name := <<"a@h">>}], []}, {distsec_policy:open(Policy), distsec_policy:open(Without)}),
+     ?_assertMatch({[_], []}, {distsec_policy:peers(Policy), distsec_policy:peers(Without)}),
+     ?_assertEqual({deny, revoked, undefined}, distsec_policy:decide(claim(), Without))].
 
 with_rule(More) ->
     #{rules := [Rule]} = Policy = policy(),

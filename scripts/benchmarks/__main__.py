@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import scripts.benchmarks
+from scripts.benchmarks.certificates import issue, proof, rotation
 from scripts.benchmarks.clusters import directory
 from scripts.benchmarks.links import join, throughput
 from scripts.benchmarks.mesh import mesh
@@ -25,12 +26,15 @@ ONCE: dict[str, Callable[[bool], list[Row]]] = {
     "port": port,
     "start": start,
     "status": status_time,
+    "issue": issue,
+    "rotation": rotation,
 }
 PER_RELEASE: dict[str, Callable[[Release, Path, bool], list[Row]]] = {
     "join": join,
     "throughput": throughput,
     "mesh": mesh,
     "revocation": revocation,
+    "proof": proof,
 }
 
 

@@ -177,12 +177,21 @@ def make(otp: Otp, directory: Path) -> dict[str, Path]:
             _compile(otp, ebin, "ssl", text, sources["ssl"])
             (ebin / "otp_ssl.beam").hardlink_to(real / "otp_ssl.beam")
         else:
-            text = (sources[stand_in.module] / "src" / f"{stand_in.module}.erl").read_text()
-            old, new = stand_in.patch
-            assert old in text, f"{stand_in.module}.erl of OTP {otp.release} has no {old!r}"
-            text = text.replace(old, new, 1)
-            _compile(otp, ebin, stand_in.module, text, sources[stand_in.module])
+            _patch(otp, ebin, stand_in.module, stand_in.patch, sources[stand_in.module])
     return {name: directory / name for name in STAND_INS}
+
+
+def patched(otp: Otp, ebin: Path, module: str, patch: tuple[str, str]) -> Path:
+    """Compiles a module of kernel, changed in one place, into `ebin`, and returns that."""
+    _patch(otp, ebin, module, patch, library(otp, "kernel"))
+    return ebin
+
+
+def _patch(otp: Otp, ebin: Path, module: str, patch: tuple[str, str], home: Path) -> None:
+    text = (home / "src" / f"{module}.erl").read_text()
+    old, new = patch
+    assert old in text, f"{module}.erl of OTP {otp.release} has no {old!r}"
+    _compile(otp, ebin, module, text.replace(old, new, 1), home)
 
 
 def _compile(otp: Otp, ebin: Path, module: str, text: str, home: Path) -> None:

@@ -178,21 +178,24 @@ class Cluster:
             )
         return done
 
-    def init(self) -> None:
-        """Writes the configuration and has `distsec init` make what belongs to it."""
+    def init(self, **extra: str) -> None:
+        """Writes the configuration and has `distsec init` make what belongs to it. `extra`: environment."""
         self.write()
-        self.distsec("init", str(self.directory))
+        self.distsec("init", str(self.directory), **extra)
 
     # ---- the orchestrator
 
-    def run(self) -> None:
-        """Starts the orchestrator; its JSON lines go to `orchestrator.log`. Waits for nothing."""
+    def run(self, **extra: str) -> None:
+        """Starts the orchestrator; its JSON lines go to `orchestrator.log`. Waits for nothing.
+
+        `extra`: environment, of the orchestrator alone.
+        """
         assert self.orchestrator is None or self.orchestrator.poll() is not None, "it runs already"
         with self.orchestrator_log.open("ab") as output:
             self.orchestrator = subprocess.Popen(
                 [*COMMAND, "run", "-c", str(self.config)],
                 cwd=self.directory,
-                env=self.environment(),
+                env=self.environment(**extra),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 _COOKIE = re.compile(rb'<<"([A-Za-z0-9]{32,})">>')
-_SECRET_FILES = ("agent.key", "cookie.secret")
+_SECRET_FILES = ("agent.key", "cookie.secret", "cookie.next")
 
 
 def secrets_of(state: Path) -> dict[bytes, str]:

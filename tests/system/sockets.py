@@ -16,6 +16,10 @@ PAUSE_SECONDS = 0.005
 """Between two looks, so that the nodes get some of the processor; a look takes about as long."""
 
 
+MIN_LOOKS = 3
+"""With fewer nothing was watched. What a look misses, a later one sees: listeners stay."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A listening socket of a node's process. `plaintext`: it answers a handshake without TLS."""
@@ -49,7 +53,7 @@ class SocketWatch:
         if self.failure is not None:
             raise self.failure
         self._look()  # what came up since the last one, as slow as the machine may be
-        assert self.looks > 10, f"only {self.looks} looks: the machine is too busy to see anything"
+        assert self.looks >= MIN_LOOKS, f"only {self.looks} looks: the machine is too busy to see anything"
 
     def of(self, node: str) -> set[Seen]:
         """What was seen of a node, by its full name."""

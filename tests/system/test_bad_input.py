@@ -160,10 +160,15 @@ def test_a_configuration_that_is_not_there(cluster: Cluster) -> None:
 # ---- a machine that is not as it should be -----------------------------------------------------------------
 
 
-def refused(cluster: Cluster, code: int, *says: str) -> None:
-    """`distsec run` ends with that code, one line that says all of this, and nothing changed."""
+def refused(cluster: Cluster, code: int, *says: str, command: str = "run") -> None:
+    """`distsec run` ends with that code, one line that says all of this, and nothing changed.
+
+    `command` is `init` for what concerns one node's key and certificate: that keeps no other from running
+    (tests/system/test_renewal_life.py).
+    """
     before = everything(cluster.directory)
-    done = cluster.distsec("run", check=False)
+    arguments = [command] if command == "run" else [command, str(cluster.directory)]
+    done = cluster.distsec(*arguments, check=False)
     assert done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     line = one_line("".join(f"{line}\n" for line in lines))
@@ -213,7 +218,8 @@ def test_erl_is_too_old(cluster: Cluster) -> None:
 @pytest.mark.parametrize("name", ["key.pem", "certificate.pem", "trust.pem", "agent.key"])
 def test_a_key_that_cannot_be_read(cluster: Cluster, name: str) -> None:
     (cluster.node_directory("a") / name).write_bytes(b"no key\n")
-    refused(cluster, 73, f"nodes/a@127.0.0.1/{name}")
+    of_a_pair = name in {"key.pem", "certificate.pem"}
+    refused(cluster, 73, f"nodes/a@127.0.0.1/{name}", command="init" if of_a_pair else "run")
 
 
 def test_the_key_of_the_ca_is_damaged(cluster: Cluster) -> None:
@@ -242,14 +248,17 @@ def test_a_file_that_others_can_reach(cluster: Cluster, path: str, mode: int) ->
         cluster.terminate()
     victim = (cluster.state / path).resolve()
     victim.chmod(mode)
-    refused(cluster, 73, f"{victim}: can be reached by other users (mode 0{mode:o})", "chmod")
+    command = "init" if path.endswith("a@127.0.0.1/key.pem") else "run"
+    refused(
+        cluster, 73, f"{victim}: can be reached by other users (mode 0{mode:o})", "chmod", command=command
+    )
 
 
 def test_a_symbolic_link_in_place_of_a_key(cluster: Cluster) -> None:
     key = cluster.node_directory("a") / "key.pem"
     key.rename(cluster.directory / "key.pem")
     key.symlink_to(cluster.directory / "key.pem")
-    refused(cluster, 73, f"{key}: is a symbolic link, which is refused")
+    refused(cluster, 73, f"{key}: is a symbolic link, which is refused", command="init")
 
 
 def test_a_state_directory_of_another_user(cluster: Cluster) -> None:

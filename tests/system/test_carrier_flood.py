@@ -18,6 +18,8 @@ from tests.system.flood import Flood, flood
 MAX_OF_SOURCE, MAX_IN_ALL = 64, 256  # distsec_attempts.erl
 TLS_SECONDS = 5  # distsec_acceptor.erl, TLS_MS
 OPEN = 2000
+A_FEW = 12
+"""What a busy node may have more of at any moment, whatever came before."""
 ARRIVING_PER_SECOND = 200
 JOINS = 15
 JOIN_MILLISECONDS = 100
@@ -190,14 +192,23 @@ def test_the_operator_counts_each_and_is_not_told_of_each(pair: Cluster, flooded
 def test_nothing_of_a_flood_stays_behind(pair: Cluster, flooded: Flooded) -> None:
     """Of a second one: in the first all code was loaded that there is to load."""
     del flooded
-    counts, before = pair.erl("a", _COUNTS), refusals(pair)
+    counts, before = counted(pair), refusals(pair)
     with flood(pair.port("a")) as strangers:
         strangers.idle(OPEN)
         strangers.trickle(OPEN, ELSEWHERE)
         with strangers.trickling():
             join(pair)
         wait_over(pair, strangers, before)
-    pair.wait(lambda: pair.erl("a", _COUNTS) == counts, f"the counts {counts}", 30)
+
+    def gone() -> bool:  # of twice OPEN each left something behind, or none did
+        return all(now <= then + A_FEW for now, then in zip(counted(pair), counts, strict=True))
+
+    pair.wait(gone, f"no more than {counts}, last {counted(pair)}", 30)
+
+
+def counted(pair: Cluster) -> list[int]:
+    """Processes, ports, atoms, rows of tables, tables, attempts."""
+    return [int(count) for count in pair.erl("a", _COUNTS).strip("{}").split(",")]
 
 
 def test_of_one_address_the_oldest_give_way_and_are_counted_exactly(pair: Cluster) -> None:

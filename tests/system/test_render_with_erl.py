@@ -23,6 +23,7 @@ from distsec.beam import render
 from distsec.beam.erlang_text import Symbol, Term, erlang_string, erlang_term
 from distsec.beam.term import decode
 from distsec.model.cluster import Carrier
+from distsec.model.cookies import Cookies, CookieSet
 from distsec.model.names import NodeName
 from distsec.model.policy import Phase, Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
@@ -154,7 +155,7 @@ def test_guard_and_cookies_are_read_back_for_any_directory(otp: Otp, tmp_path: P
                 optfile=b"[].",
             )
         )
-        cookie.write_bytes(render.cookie_file(default, pairs))
+        cookie.write_bytes(render.cookie_file(CookieSet(0, Cookies(default, pairs))))
         questions += [(Symbol("consult"), str(guard)), (Symbol("consult"), str(cookie))]
     answers = iter(ask_erl(otp, tmp_path, questions))
     for directory, cluster, address, port, default, pairs, carrier in batch:
@@ -351,7 +352,8 @@ def node_of(
         (directory / "dist.conf").write_bytes(content)
     (directory / "policy.term").write_bytes(render.policy_document(policy, SIGNER.sign))
     pairs = {peer.name: Secret(b"p" + b"1" * 64) for peer in policy.peers if peer.name != str(name)}
-    (directory / "cookie.term").write_bytes(render.cookie_file(Secret(b"d" + b"0" * 64), pairs))
+    cookies = CookieSet(0, Cookies(Secret(b"d" + b"0" * 64), pairs))
+    (directory / "cookie.term").write_bytes(render.cookie_file(cookies))
     guard = render.guard_file(
         cluster="demo",
         node=name,

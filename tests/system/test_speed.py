@@ -96,6 +96,20 @@ def test_a_quick_bench_measures_messages_and_a_mesh(agent_ebin: Path) -> None:
     assert memory["value"].endswith(" MB") and memory["ratio"] > 0
 
 
+@pytest.mark.otp
+@pytest.mark.slow
+@pytest.mark.timeout(BENCH_SECONDS + 30)
+def test_a_quick_bench_measures_certificates_and_proofs_of_links(agent_ebin: Path) -> None:
+    newest = str(OTPS[-1].release)
+    issued, *proofs = bench("--otp", newest, "issue", "proof")
+    assert issued["value"].endswith(" /s") and 0 < issued["ratio"] < 1  # a key and a signature are in it
+    assert [row["what"].partition(" of a")[0] for row in proofs[:2]] == [
+        f"OTP {newest}: time",
+        f"OTP {newest}: CPU",
+    ]
+    assert "round trips" in proofs[2]["what"] and all(row["ratio"] > 0 for row in proofs)
+
+
 AGAINST = {"documented", "documented, 1.3", "no TLS"}
 
 

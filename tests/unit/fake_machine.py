@@ -11,27 +11,47 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from distsec.beam.flags import ForbiddenFlag
 from distsec.beam.link import AgentCommandFailed
-from distsec.beam.messages import Command, Heartbeat, Lane, Message, Opened, Reply, Snapshot
+from distsec.beam.messages import (
+    Command,
+    Heartbeat,
+    Lane,
+    LinkProof,
+    LinkUnproven,
+    Message,
+    Opened,
+    Reply,
+    Served,
+    Snapshot,
+)
 from distsec.beam.messages import Listener as AgentListener
 from distsec.beam.node import Exit
 from distsec.beam.probe import ProbeResult
 from distsec.beam.proc import Listener
 from distsec.core.contacts import ContactBook
+from distsec.core.renewal import Life
 from distsec.core.rollback import Found
+from distsec.core.rotation import Phase, Rotation
 from distsec.core.wanted import Overlay, Recovered
 from distsec.errors import DistsecError, StoreError
 from distsec.model.cluster import Carrier, Certificate, ClusterSpec, Link, Mode, NodeSpec
+from distsec.model.cookies import CookiePhase, CookieRotation, Cookies, CookieSet
 from distsec.model.names import NodeName
 from distsec.model.policy import Policy
 from distsec.model.secret import Secret
+from distsec.pki.crl import ListState, RevocationReason
+from distsec.pki.issued import Issued
+from distsec.pki.pairs import Pair
+from distsec.supervisor.credentials import Place, Seen
 from distsec.supervisor.echoes import EchoRecord
 from distsec.supervisor.proof import Expected
+from distsec.supervisor.succession import Held
 
 OPTFILE = "0" * 64
 
@@ -111,6 +131,16 @@ class FakeNode:
     launch: str = ""
     key: bytes = b""
     document: bytes = b""  # what it shows as the policy that is in force
+    cookies: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # the arguments of each `cookies` that it took
+    refuses_cookies: str | None = None
+    renewed: tuple[LinkProof, ...] = ()
+    unproven: tuple[LinkUnproven, ...] = ()
+    serves: str | None = None  # the serial that its port shows; None: that of its certificate
+    serves_for_ever: bool = False  # whatever it has read
+    reload_error: str | None = None
+    asked_to_renew: list[dict[str, int]] = field(default_factory=list)
     bound: int = 0  # the port that its process was started with
 
     @property
@@ -144,6 +174,21 @@ class FakeNode:
 
     def end(self) -> None:
         pass
+
+    def take_cookies(self, arguments: Mapping[str, Any]) -> Reply:
+        if self.refuses_cookies:
+            raise AgentCommandFailed("refused", reason=self.refuses_cookies)
+        self.cookies.append(dict(arguments))
+        self.machine.order.append(("told", self.name, str(arguments["step"])))
+        return Reply(1, True, {"step": arguments["step"], "either": "other_default" in arguments})
+
+    def reload(self) -> Reply:
+        if self.reload_error is not None:
+            raise AgentCommandFailed("no", reason=self.reload_error)
+        life = self.machine.credentials.life(self.spec)
+        if not self.serves_for_ever:
+            self.serves = life.serial
+        return Reply(1, True, {"served": Served(life.serial, int(life.not_after), ())})
 
     def take(self, document: bytes | None) -> None:
         if document is not None:
@@ -254,12 +299,62 @@ class FakeServer:
                 self.node.told_cookies.append(dict(arguments["cookies"]))
                 self.node.take(arguments["document"])
                 return Reply(1, True, {"generation": self.node.generation, "digest": self.node.digest})
+            case Command.COOKIES:
+                return self.node.take_cookies(arguments)
+            case Command.RELOAD:
+                return self.node.reload()
+            case Command.RENEW:
+                self.node.asked_to_renew.append(dict(arguments["peers"]))
+                return Reply(1, True, {"renewed": self.node.renewed, "failed": self.node.unproven})
             case Command.DOCUMENT:
                 return Reply(1, True, {"document": self.node.document})
             case Command.STOP:
                 if not self.node.ignores_stop:
                     asyncio.get_running_loop().call_soon(self.node.die, Exit(code=0))
         return Reply(1, True, {})
+
+
+class FakeSecrets:
+    """Implements supervisor.records.Secrets; the cookies that it answers with begin with old or new."""
+
+    def __init__(self, order: list[tuple[str, ...]]) -> None:
+        self.order = order
+        self.kept = CookieRotation(made=1_700_000_000)
+        self.save_error: DistsecError | None = None
+
+    def rotation(self) -> CookieRotation:
+        return self.kept
+
+    def make_next(self) -> None:
+        self.order.append(("make_next",))
+
+    def save(self, rotation: CookieRotation) -> None:
+        if self.save_error is not None:
+            raise self.save_error
+        self.kept = rotation
+        self.order.append(("save", str(rotation.phase)))
+
+    def replace(self) -> None:
+        self.order.append(("replace",))
+
+    def drop_next(self) -> None:
+        self.order.append(("drop_next",))
+
+    def of(self, node: str, peers: list[str]) -> CookieSet:
+        def cookies(secret: str) -> Cookies:
+            return Cookies(
+                Secret(f"{secret} {node}".encode()),
+                {peer: Secret(" ".join([secret, *sorted([node, peer])]).encode()) for peer in peers},
+            )
+
+        old, new = cookies("old"), cookies("new")
+        current, other = {
+            CookiePhase.IDLE: (old, None),
+            CookiePhase.ACCEPTING: (old, new),
+            CookiePhase.USING: (new, old),
+            CookiePhase.FORGETTING: (new, None),
+        }[self.kept.phase]
+        return CookieSet(self.kept.step, current, other)
 
 
 class FakeRecords:
@@ -277,6 +372,15 @@ class FakeRecords:
         self.book = ContactBook()
         self.load_error: DistsecError | None = None
         self.saved: list[bytes] = []
+        self.reasons: dict[str, RevocationReason] = {}
+        self.note_error: DistsecError | None = None
+        self.listed: frozenset[str] = frozenset()
+        self.lists: tuple[ListState, ...] = ()
+        self.issued_elsewhere: tuple[Issued, ...] = ()
+        self.cookies = FakeSecrets(machine.order)
+
+    def write_cookies(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay) -> None:
+        self.machine.order.append(("cookies", str(node.name), str(self.cookies.kept.phase)))
 
     def serial(self, node: NodeSpec) -> str:
         return f"{ord(str(node.name)[0]):02x}{self.keys.get(str(node.name), 0):02x}"
@@ -302,8 +406,20 @@ class FakeRecords:
     def listened_on(self, address: str, port: int) -> bool:
         return port in self.busy_ports
 
-    def authority_serial(self) -> str:
-        return "ca"
+    def authority_serials(self) -> frozenset[str]:
+        return frozenset({"ca"})
+
+    def note_revoked(self, serials: Collection[str], reason: RevocationReason, now: float) -> None:
+        if self.note_error is not None:
+            raise self.note_error
+        self.reasons |= dict.fromkeys(serials, reason)
+
+    def refresh_lists(self, serials: Collection[str], now: float) -> tuple[ListState, ...]:
+        self.listed = frozenset(serials)
+        return self.lists
+
+    def issued(self, spec: ClusterSpec) -> tuple[Issued, ...]:
+        return self.issued_elsewhere
 
     def load_contacts(self) -> ContactBook:
         if self.load_error is not None:
@@ -314,14 +430,137 @@ class FakeRecords:
         self.saved.append(content)
 
 
+class FakeCredentials:
+    """Implements supervisor.credentials.Credentials. A pair is the serial of its certificate, and a renewal
+    counts on from it. `drops`: what `look` finds, by node and place.
+    """
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+        self.renew_error: DistsecError | None = None
+        self.lives: dict[str, Life] = {}
+        self.of_serial: dict[str, Life] = {}
+        self.drops: dict[tuple[str, Place], Seen] = {}
+        self.spoiled: dict[str, list[tuple[str, str]]] = {}
+        self.looks = 0
+        self.ca = Life("ca", 0.0, 4_000_000_000.0)
+
+    def life(self, node: NodeSpec) -> Life:
+        known = Life(self.machine.records.serial(node), 1_000_000_000.0, 2_000_000_000.0, self.ca.not_after)
+        return self.lives.get(str(node.name), known)
+
+    def authority(self) -> Life:
+        return self.ca
+
+    def renew(self, spec: ClusterSpec, node: NodeSpec, now: float, more_seconds: float) -> Pair | None:
+        if self.renew_error is not None:
+            raise self.renew_error
+        before = self.life(node)
+        self.of_serial[before.serial] = before
+        new = replace(
+            before,
+            serial=f"{int(before.serial, 16) + 0x10000:06x}",
+            not_before=now,
+            not_after=now + before.seconds + more_seconds,
+        )
+        self.of_serial[new.serial] = self.lives[str(node.name)] = new
+        self.machine.order.append(("renew", str(node.name)))
+        return self.pair(before.serial)
+
+    def install(self, node: NodeSpec, pair: Pair) -> Pair | None:
+        before = self.life(node)
+        self.of_serial[before.serial] = before
+        serial = pair.certificate.decode()
+        self.lives[str(node.name)] = self.of_serial.get(serial, replace(before, serial=serial))
+        self.machine.order.append(("install", str(node.name), serial))
+        return self.pair(before.serial)
+
+    @staticmethod
+    def pair(serial: str) -> Pair:
+        return Pair(Secret(b""), serial.encode())
+
+    def ready(self, spec: ClusterSpec, overlay: Overlay, node: NodeSpec) -> None:
+        pass
+
+    def found_spoiled(self, node: NodeSpec) -> list[tuple[str, str]]:
+        return self.spoiled.pop(str(node.name), [])
+
+    def look(self, spec: ClusterSpec, overlay: Overlay, node: NodeSpec, place: Place, now: float) -> Seen:
+        self.looks += 1
+        return self.drops.get((str(node.name), place), Seen())
+
+    def consume(self, node: NodeSpec, place: Place) -> None:
+        self.drops.pop((str(node.name), place), None)
+        self.machine.order.append(("consume", str(node.name), str(place)))
+
+    def restore(self, node: NodeSpec) -> bool:
+        self.drops.pop((str(node.name), Place.DIRECTORY), None)
+        self.machine.order.append(("restore", str(node.name)))
+        return True
+
+    def places(self, node: NodeSpec) -> Mapping[Place, Path]:
+        return {}
+
+
+class FakeSuccession:
+    """Implements supervisor.succession.Succession: there is one CA, and nobody rotates it."""
+
+    def rotation(self) -> Rotation:
+        return Rotation()
+
+    def since(self) -> int | None:
+        return None
+
+    def save(self, phase: Phase, now: float) -> None:
+        raise NotImplementedError
+
+    def create(self, cluster: str, now: float) -> None:
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        raise NotImplementedError
+
+    def authorities(self) -> list[dict[str, Any]]:
+        return []
+
+    def trusted(self) -> tuple[str, ...]:
+        return ()
+
+    def write_bundle(self, node: NodeSpec) -> None:
+        raise NotImplementedError
+
+    def held(self, node: NodeSpec) -> Held:
+        raise NotImplementedError
+
+    def issue(self, spec: ClusterSpec, node: NodeSpec, now: float) -> Pair:
+        raise NotImplementedError
+
+    def keep_witness(self, node: NodeSpec) -> None:
+        raise NotImplementedError
+
+    def witness(self, node: NodeSpec, now: float) -> Pair:
+        raise NotImplementedError
+
+    def tidy(self) -> None:
+        pass
+
+    def issuer(self) -> str:
+        return "CN=demo"
+
+
 class FakeMachine:
     """Implements supervisor.machine.Machine. `order` is what happened to files and processes, in order."""
 
     def __init__(self, spec: ClusterSpec) -> None:
-        self.records = FakeRecords(self)
         self.overlay = Overlay()
         self.overlays: list[Overlay] = []
         self.order: list[tuple[str, ...]] = []
+        self.records = FakeRecords(self)
+        self.credentials = FakeCredentials(self)
+        self.succession = FakeSuccession()
         self.nodes: dict[str, FakeNode] = {}
         self.refused: dict[str, tuple[str, str]] = {}
         self.leftover: dict[str, bool] = {}  # nodes with a process of an earlier orchestrator
@@ -409,6 +648,14 @@ class FakeMachine:
         await asyncio.sleep(0)
         return self.probed
 
+    async def served(self, node: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
+        opened("127.0.0.1:40002")
+        await asyncio.sleep(0)
+        shown, serves = self.certificate(node), self.nodes[str(node.name)].serves
+        if shown is not None and serves is not None:
+            shown = replace(shown, serial=serves)
+        return replace(self.probed, certificate=shown)
+
     def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None:
         return self.refused.pop(str(node.name), None)
 
@@ -420,11 +667,16 @@ class FakeMachine:
             raise self.write_error
         self.order.append(("write", str(node.name), str(json.loads(document)["generation"])))
 
-    def cookies(self, node: NodeSpec, overlay: Overlay) -> dict[str, Any]:
-        return {}
+    def cookies(self, node: NodeSpec, overlay: Overlay) -> CookieSet | None:
+        if str(node.name) in overlay.condemned:
+            return None
+        return self.records.cookies.of(
+            str(node.name), [name for name in self.nodes if name != str(node.name)]
+        )
 
     def certificate(self, node: NodeSpec) -> Certificate | None:
-        return Certificate(node.name.identity("demo"), self.records.serial(node), "CN=demo", 2_000_000_000)
+        life = self.credentials.life(node)
+        return Certificate(node.name.identity("demo"), life.serial, "CN=demo", int(life.not_after))
 
     def outside(self, node: NodeSpec) -> dict[str, Any]:
         return {"env": {"ERL_AFLAGS": "-x"}, "files": {}}

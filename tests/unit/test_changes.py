@@ -19,7 +19,7 @@ from distsec.errors import CommandFailed, StoreError, Unavailable
 from distsec.model.cluster import NodeState, NotEnforced
 from distsec.model.events import EventType
 from distsec.pki.store import Store
-from distsec.supervisor import supervisor as supervisor_module
+from distsec.supervisor import operation
 from distsec.supervisor.machine import LocalMachine
 from tests.unit.fake_machine import node_spec
 from tests.unit.test_supervisor import NEW, A, B, C, Cluster, running, until, up
@@ -105,7 +105,7 @@ async def test_a_reload_that_fails_later_says_what_is_not_applied() -> None:
 async def test_a_removed_node_that_does_not_end_is_named_and_kept_in_sight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "END_SLACK_SECONDS", 0.1)
+    monkeypatch.setattr(operation, "END_SLACK_SECONDS", 0.1)
     async with up("a", "b") as cluster:
         fake = cluster.fake(B)
         process = fake.process
@@ -193,7 +193,7 @@ async def test_a_reload_under_way_starts_nothing_once_the_end_has_begun() -> Non
 
 @pytest.mark.asyncio
 async def test_a_node_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "END_SLACK_SECONDS", 0.1)
+    monkeypatch.setattr(operation, "END_SLACK_SECONDS", 0.1)
     async with up("a", "b") as cluster:
         fake = cluster.fake(B)
         fake.ignores_stop = True

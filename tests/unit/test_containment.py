@@ -18,7 +18,7 @@ from distsec.core.contacts import ContactBook
 from distsec.core.rollback import Found
 from distsec.core.taint import Contact
 from distsec.core.wanted import Overlay, Recovered, Taint, TaintStage
-from distsec.errors import NotAcknowledged, NotFound, StoreError, UsageError
+from distsec.errors import CaKeyUnavailable, NotAcknowledged, NotFound, StoreError, UsageError
 from distsec.model.cluster import Carrier, Certificate, CliRuleSpec, NodeSpec, NodeState
 from distsec.model.events import EventType
 from distsec.supervisor import containment
@@ -203,6 +203,24 @@ async def test_who_is_held_is_started_by_nobody_before_it_is_allowed() -> None:
         assert cluster.status(B)["tainted"] is False
         await cluster.supervisor.start([B])
         assert cluster.state(B) is NodeState.RUNNING
+
+
+@pytest.mark.asyncio
+async def test_without_the_cas_key_it_is_said_why_and_gone_on_with_as_soon_as_it_is_there() -> None:
+    async with cluster_of("a", "b", prepare=linked((A, B))) as cluster:
+        await all_running(cluster)
+        records, began = cluster.machine.records, asyncio.get_running_loop().time()
+        records.rekey_error = CaKeyUnavailable("the CA's key is sealed, and no passphrase was given")
+        with pytest.raises(
+            NotAcknowledged, match=r"has not been re-keyed \(the CA's key is sealed"
+        ) as caught:
+            await cluster.supervisor.deny(B, compromised=True)
+        assert asyncio.get_running_loop().time() - began < containment.END_SECONDS
+        assert sorted(caught.value.missing) == [A, B]
+        assert cluster.machine.overlay.condemned == {A, B}
+        records.rekey_error = None
+        await until(lambda: cluster.state(A) is NodeState.RUNNING)
+        assert records.keys == {A: 1, B: 1}
 
 
 def adopted(machine: FakeMachine) -> FakeMachine:

@@ -44,6 +44,7 @@ OVERLAYS = st.builds(
     allow=st.lists(st.builds(Allowed, NAMES, st.none() | st.just("spiffe://demo/node/x/y"))).map(tuple),
     deny=st.frozensets(NAMES),
     revoked=st.frozensets(st.from_regex(r"[0-9a-f]{1,40}", fullmatch=True)),
+    revoked_identities=st.frozensets(st.sampled_from(["spiffe://d/a", "dns:h.example", "dn:2.5.4.3:61"])),
     issued_at=st.integers(0, 2**40),
     epochs=st.dictionaries(NAMES, st.integers(0, 99)).map(lambda epochs: tuple(sorted(epochs.items()))),
     tainted=st.lists(
@@ -71,7 +72,8 @@ def test_without_an_overlay_nothing_was_changed(store: Store) -> None:
 GOOD_1 = {"schema": 1, "generation": 1, "allow": [], "deny": [], "revoked": []}
 TAINT: dict[str, object] = {"name": "a@h", "cause": "a@h", "stage": "held", "since": 1, "start": False}
 TAINT |= {"boot": "", "rekeyed_at": 0}
-GOOD = GOOD_1 | {"schema": 2, "issued_at": 1, "epochs": {"a@h": 1}, "tainted": [TAINT]}
+GOOD_2 = GOOD_1 | {"schema": 2, "issued_at": 1, "epochs": {"a@h": 1}, "tainted": [TAINT]}
+GOOD = GOOD_2 | {"schema": 3, "revoked_identities": ["spiffe://demo/x"]}
 DAMAGED = [
     b"",
     b"{",
@@ -85,7 +87,10 @@ DAMAGED = [
             {},
             GOOD_1 | {"schema": 2},
             GOOD | {"schema": 1},
-            GOOD | {"schema": 3},
+            GOOD | {"schema": 2},
+            GOOD | {"schema": 4},
+            GOOD_2 | {"schema": 1},
+            GOOD_2 | {"schema": 3},
             GOOD_1 | {"schema": []},
             GOOD | {"issued_at": -1},
             GOOD | {"epochs": ["a@h"]},
@@ -106,6 +111,9 @@ DAMAGED = [
             GOOD | {"allow": [{"name": "a@h"}]},
             GOOD | {"allow": [{"name": "a@h", "identity": "spiffe://demo/*"}]},
             GOOD | {"revoked": ["XYZ"]},
+            GOOD | {"revoked_identities": ["spiffe://demo/*"]},
+            GOOD | {"revoked_identities": "spiffe://demo/x"},
+            GOOD | {"revoked_identities": [None]},
             {key: value for key, value in GOOD.items() if key != "deny"},
             GOOD | {"unknown": 1},
         )
@@ -113,11 +121,12 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("document", [GOOD_1, GOOD])
-def test_this_schema_and_the_one_before_are_read(store: Store, document: dict[str, object]) -> None:
+@pytest.mark.parametrize("document", [GOOD_1, GOOD_2, GOOD])
+def test_this_schema_and_those_before_are_read(store: Store, document: dict[str, object]) -> None:
     store.write("policy.overlay", json.dumps(document).encode())
     overlay = load_overlay(store)
     assert (overlay.generation, overlay.epoch("a@h")) == (1, 0 if document is GOOD_1 else 1)
+    assert overlay.revoked_identities == ({"spiffe://demo/x"} if document is GOOD else set())
 
 
 @pytest.mark.parametrize("content", DAMAGED)
@@ -134,6 +143,7 @@ def test_a_damaged_overlay_is_an_error_and_never_an_empty_one(store: Store, cont
         Overlay(allow=(Allowed("a@h\n"),)),
         Overlay(deny=frozenset({"nobody"})),
         Overlay(revoked=frozenset({"0A"})),
+        Overlay(revoked_identities=frozenset({"dns:H.example"})),
     ],
 )
 def test_what_could_not_be_read_back_is_not_saved(store: Store, overlay: Overlay) -> None:
@@ -198,8 +208,17 @@ def test_a_denied_node_stays_listed_so_that_the_reason_is_denied() -> None:
     assert "b@127.0.0.1" in [peer.name for peer in policy.peers]
 
 
-def test_revoked_serials_are_in_the_policy() -> None:
-    assert wanted_policy(SPEC, Overlay().revoking("0a1b"), PORTS, 0).revoked == {"0a1b"}
+def test_revoked_serials_and_identities_are_in_the_policy() -> None:
+    policy = wanted_policy(SPEC, Overlay().revoking("0a1b", identities=["dns:h.example"]), PORTS, 0)
+    assert (policy.revoked, policy.revoked_identities) == ({"0a1b"}, {"dns:h.example"})
+
+
+def test_allowing_a_name_lifts_the_revocation_of_its_identity_and_of_nothing_else() -> None:
+    revoked = Overlay().revoking("0a1b", identities=["dns:a.example", "dns:b.example"])
+    allowed = revoked.allowing("a@h", known_by="dns:a.example")
+    assert allowed.revoked_identities == {"dns:b.example"}
+    assert allowed.revoked == {"0a1b"}
+    assert revoked.allowing("a@h").revoked_identities == revoked.revoked_identities
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from distsec.beam.probe import MAX_BYTES, NAME_FRAME, TLS_NAME_FRAME, ProbeResult, _Closed, _Stream, probe
+from distsec.beam.probe import (
+    MAX_BYTES,
+    NAME_FRAME,
+    TLS_NAME_FRAME,
+    ProbeResult,
+    _Closed,
+    _Stream,
+    look_at_certificate,
+    probe,
+)
 from distsec.model.cluster import Carrier
 from tests.waiting import wait_until
 
@@ -251,6 +260,22 @@ def test_nobody_listens(port: int) -> None:
     assert result.error == "TLS: Connection refused"
     assert result.local_addresses == ()
     assert not result.mutual_tls_only and result.plaintext_distribution is None
+
+
+def test_a_look_at_the_certificate_takes_one_connection_and_no_verdict(
+    served: Served, port: int, tmp_path: Path
+) -> None:
+    opened: list[str] = []
+    with running(openssl(served, port, "-tls1_3", "-Verify", "1"), port, tmp_path):
+        look = look_at_certificate("127.0.0.1", port, PATIENCE_SECONDS, opened=opened.append)
+        result = asyncio.run(look)
+    assert result.certificate is not None
+    assert result.certificate.serial == served.serial
+    assert list(result.local_addresses) == opened
+    assert len(opened) == 1
+    assert result.requires_client_certificate is None
+    gone = asyncio.run(look_at_certificate("127.0.0.1", port, SHORT_SECONDS))
+    assert (gone.certificate, gone.error) == (None, "TLS: connection refused")
 
 
 @pytest.mark.asyncio

@@ -175,3 +175,35 @@ def test_a_knock_whose_echo_is_yet_to_come_is_the_next_orchestrators_too() -> No
     assert not successor.absorbs(*CERTIFICATE, "127.0.0.1:1", 101.0)
     assert successor.absorbs(*CERTIFICATE, "127.0.0.1:2", 101.0)
     assert successor.taken_off({CERTIFICATE: 3}, 101.0) == {CERTIFICATE: 1}
+
+
+def test_what_a_witness_was_refused_for_is_kept_and_alarms_nobody() -> None:
+    """A certificate that we show to see it refused: whatever the reason is, once, and from its address."""
+    echoes = Echoes()
+    echoes.expect_proof("127.0.0.1:1", 0.0)
+    assert echoes.refused_for("127.0.0.1:1") is None
+    assert not echoes.absorbs(Direction.IN, Reason.UNKNOWN_CA, "127.0.0.1:2", 0.0)
+    assert not echoes.absorbs(Direction.OUT, Reason.UNKNOWN_CA, "127.0.0.1:1", 0.0)
+    assert not echoes.absorbs(Direction.IN, Reason.UNKNOWN_CA, None, 0.0)
+    assert echoes.absorbs(Direction.IN, Reason.UNKNOWN_CA, "127.0.0.1:1", 0.0)
+    assert echoes.refused_for("127.0.0.1:1") == "unknown_ca"
+    assert not echoes.absorbs(Direction.IN, Reason.NOT_ALLOWED, "127.0.0.1:1", 0.0), "that is somebody else"
+    assert echoes.refused_for("127.0.0.1:1") == "unknown_ca"
+    assert echoes.taken_off({(Direction.IN, Reason.UNKNOWN_CA): 3}, 0.0) == {
+        (Direction.IN, Reason.UNKNOWN_CA): 2
+    }
+    echoes.expect_proof("127.0.0.1:3", 0.0)
+    assert not echoes.absorbs(Direction.IN, Reason.UNKNOWN_CA, "127.0.0.1:3", REMEMBERED_SECONDS + 1)
+
+
+def test_what_was_absorbed_without_an_address_is_not_expected_again() -> None:
+    echoes = Echoes()
+    echoes.expect("127.0.0.1:1", 0.0)
+    echoes.expect("127.0.0.1:2", 0.0)
+    assert echoes.absorbs(*CERTIFICATE, None, 1.0)
+    assert len(echoes.record(1.0).expected) == 1
+    assert echoes.absorbs(*CERTIFICATE, None, 1.0)
+    assert echoes.record(1.0).expected == ()
+    successor = Echoes()
+    successor.begin_launch(echoes.record(1.0), 2.0)
+    assert not successor.absorbs(*CERTIFICATE, None, 3.0)

@@ -17,11 +17,14 @@ from distsec.beam.messages import (
     Heartbeat,
     Lane,
     LaneEvent,
+    LinkProof,
+    LinkUnproven,
     Listener,
     Message,
     Opened,
     PolicyFault,
     Reply,
+    Served,
     Snapshot,
 )
 from distsec.beam.protocol import (
@@ -41,7 +44,7 @@ from distsec.beam.security_events import (
 )
 from distsec.beam.term import MAX_FRAME_BYTES, Atom, Term, decode, encode
 from distsec.errors import ProtocolError
-from distsec.model.events import EventType, Severity
+from distsec.model.events import ClockShift, EventType, Severity
 from distsec.model.policy import Direction, Reason
 from distsec.model.secret import Secret
 from tests.unit.fake_agent import (
@@ -435,19 +438,23 @@ def test_reads_every_event_of_the_critical_lane() -> None:
         ours,
         critical(1, type=Atom("link_up"), link=link_fields()),
         critical(2, type=Atom("link_down"), link=link_fields(), detail=b"connection_closed"),
-        critical(3, type=Atom("violation"), link=link_fields(verdict="deny", reason="not_allowed")),
-        critical(4, type=Atom("policy_applied"), generation=8, digest=DIGEST),
-        critical(5, type=Atom("policy_rejected"), reason=Atom("signature")),
-        critical(6, type=Atom("guard"), detail=b"proto_dist changed"),
+        critical(3, type=Atom("link_renewed"), link=link_fields()),
+        critical(4, type=Atom("violation"), link=link_fields(verdict="deny", reason="not_allowed")),
+        critical(5, type=Atom("policy_applied"), generation=8, digest=DIGEST),
+        critical(6, type=Atom("policy_rejected"), reason=Atom("signature")),
+        critical(7, type=Atom("guard"), detail=b"proto_dist changed"),
+        critical(8, type=Atom("clock_stepped"), reason=Atom("back"), seconds=86400),
     )
     assert [event.kind for event in events if isinstance(event, LaneEvent)] == [
         kind for kind in EventKind if kind is not EventKind.REFUSAL
     ]
-    applied, rejected = events[3], events[4]
+    applied, rejected = events[4], events[5]
     assert isinstance(applied, LaneEvent)
     assert isinstance(rejected, LaneEvent)
     assert (applied.generation, applied.digest) == (8, DIGEST.decode())
     assert rejected.reason is PolicyFault.SIGNATURE
+    stepped = next(event for event in events if isinstance(event, LaneEvent) and event.seconds)
+    assert (stepped.reason, stepped.seconds) == (ClockShift.BACK, 86400)
 
 
 def test_reads_a_heartbeat() -> None:
@@ -472,6 +479,8 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     *(("refusal", {"type": bad}) for bad in (Atom("made_up"), b"refusal", None)),
     *(("refusal", {"at_ms": bad}) for bad in (-1, 2**63, 1.5, True, None)),
     *(("refusal", {"claimed": bad}) for bad in (Atom("x@y"), 1, [1, 2], False, {})),
+    *(("clock_stepped", {"reason": bad}) for bad in (Atom("sideways"), b"back", None)),
+    *(("clock_stepped", {"seconds": bad}) for bad in (-1, 2**63, None, 1.0)),
     *(
         ("snapshot", {"policy_digest": bad})
         for bad in (DIGEST.upper(), DIGEST[1:], b"", Atom("x"), b"g" * 64)
@@ -511,6 +520,9 @@ def test_refuses_a_field_that_is_not_as_specified(kind: str, changes: dict[str, 
     match kind:
         case "refusal":
             refused(at(State.OPEN), refusal(1, **changes))
+        case "clock_stepped":
+            fields = {"reason": Atom("back"), "seconds": 1} | changes
+            refused(at(State.OPEN), critical(1, type=Atom("clock_stepped"), **fields))
         case "snapshot":
             fields = snapshot_fields(**({"node": NODE, "launch": LAUNCH} | {})) | atoms(**changes)
             refused(at(State.SNAPSHOT), (Atom("snapshot"), fields))
@@ -585,6 +597,55 @@ def test_reads_a_status_reply_as_a_snapshot_and_an_error_as_its_reason() -> None
     assert newer == Reply(3, False, {"reason": "other", "detail": None})
 
 
+CA_DIGEST = b"ab" * 32
+LINK_PROOF = atoms(peer=b"b@h", serial=b"0a", not_after=7, cookie="other")
+
+
+def test_reads_what_a_node_serves_and_which_links_were_proven_anew() -> None:
+    ours = at(State.OPEN)
+    ours.send_command(1, Command.RELOAD, {})
+    ours.send_command(2, Command.RENEW, {"peers": {"b@h": 1}})
+    ours.send_command(3, Command.RELOAD, {})
+    assert said(ours)[1] == ("command", 2, "renew", {"peers": {b"b@h": 1}})
+    failed = atoms(peer=b"c@h", reason="unreachable")
+    served, renewed, rejected = receive(
+        ours,
+        (Atom("reply"), 1, Atom("ok"), atoms(serial=b"0a", not_after=7, trusted=[CA_DIGEST])),
+        (Atom("reply"), 2, Atom("ok"), atoms(renewed=[LINK_PROOF], failed=[failed])),
+        (Atom("reply"), 3, Atom("error"), atoms(reason="certificate_rejected", detail=b"why")),
+    )
+    assert served == Reply(1, True, {"served": Served("0a", 7, (CA_DIGEST.decode(),))})
+    proofs = {
+        "renewed": (LinkProof("b@h", "0a", 7, cookie_current=False),),
+        "failed": (LinkUnproven("c@h", "unreachable"),),
+    }
+    assert renewed == Reply(2, True, proofs)
+    assert rejected == Reply(3, False, {"reason": "certificate_rejected", "detail": "why"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Command.RELOAD, atoms(serial=b"0a", not_after=-1, trusted=[])),
+        (Command.RELOAD, atoms(serial=b"0a", not_after=7, trusted=[b"short"])),
+        (Command.RELOAD, atoms(serial=b"0a", not_after=7, trusted=[CA_DIGEST] * 65)),
+        (Command.RELOAD, atoms(not_after=7, trusted=[])),
+        (Command.RENEW, atoms(renewed=[])),
+        (Command.RENEW, atoms(renewed=[LINK_PROOF], failed=[b"c@h"])),
+        (Command.RENEW, atoms(renewed=[{**LINK_PROOF, Atom("cookie"): b"current"}], failed=[])),
+        (Command.RENEW, atoms(renewed=[{**LINK_PROOF, Atom("cookie"): Atom("none")}], failed=[])),
+        (Command.RENEW, atoms(renewed=[], failed=[atoms(peer=b"c@h", reason=b"text")])),
+    ],
+)
+def test_refuses_an_answer_about_certificates_that_is_not_as_specified(
+    kind: Command, fields: dict[Any, Any]
+) -> None:
+    ours = at(State.OPEN)
+    ours.send_command(1, kind, {"peers": {}} if kind is Command.RENEW else {})
+    said(ours)
+    refused(ours, (Atom("reply"), 1, Atom("ok"), fields))
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -652,6 +713,7 @@ def test_a_violation_is_critical_and_a_deny_whatever_the_node_says_of_it() -> No
     [
         ({"type": "link_up", "link": link_fields()}, EventType.LINK_UP, Severity.INFO, None),
         ({"type": "link_down", "link": link_fields()}, EventType.LINK_DOWN, Severity.INFO, None),
+        ({"type": "link_renewed", "link": link_fields()}, EventType.LINK_RENEWED, Severity.INFO, None),
         (
             {"type": "link_up", "link": link_fields(verdict="deny", reason="denied")},
             EventType.LINK_UP,

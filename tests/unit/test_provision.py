@@ -19,7 +19,6 @@ from distsec.beam.overlay import Overlay, save_overlay
 from distsec.beam.ports import _listen, allot_ports, check_port_free
 from distsec.beam.provision import (
     agent_key,
-    cookies_for,
     distribution_ports,
     node_directory,
     provision,
@@ -29,7 +28,7 @@ from distsec.beam.provision import (
     write_policy_files,
 )
 from distsec.core.wanted import Taint, TaintStage, wanted_policy
-from distsec.errors import ConfigError, NameInvalid, PortInUse, StoreError
+from distsec.errors import CaKeyUnavailable, ConfigError, NameInvalid, PortInUse, StoreError
 from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec, PeerSpec
 from distsec.model.names import NodeName
 from distsec.pki import authority as ca
@@ -483,7 +482,8 @@ def test_re_keying_replaces_every_secret_of_a_node_and_touches_no_other(
         "policy.mark",
         "guard.term",
     )
-    assert changed == {f"nodes/a@127.0.0.1/{name}" for name in names}
+    accepted = "ca/pairs/a@127.0.0.1.pem"  # a key that is known to somebody must not be gone back to
+    assert changed == {f"nodes/a@127.0.0.1/{name}" for name in names} | {accepted}
     secrets = re.compile(rb"[dp][0-9a-f]{64}")
     cookie = "nodes/a@127.0.0.1/cookie.term"
     assert not set(secrets.findall(before[cookie])) & set(secrets.findall(after[cookie]))
@@ -491,7 +491,31 @@ def test_re_keying_replaces_every_secret_of_a_node_and_touches_no_other(
     provision(spec, store, NOW)  # key, certificate and CA fit each other
 
 
-@pytest.mark.parametrize("written", range(8))
+def test_without_the_cas_key_a_re_keying_changes_nothing_and_says_what_is_missing(
+    spec: ClusterSpec, store: Store
+) -> None:
+    provision(spec, store, NOW)
+    (store.root / ca.KEY_FILE).unlink()
+    save_overlay(store, CONDEMNED)
+    before = contents(store.root)
+    with pytest.raises(CaKeyUnavailable, match=r"no certificate for a@127\.0\.0\.1: the CA's key is not on"):
+        rekey(spec, store, spec.nodes[0], CONDEMNED, document(spec, store, 5), NOW)
+    assert contents(store.root) == before
+
+
+def test_nodes_that_have_their_certificates_need_no_ca_key_and_a_new_one_does(
+    spec: ClusterSpec, store: Store
+) -> None:
+    provision(spec, store, NOW)
+    (store.root / ca.KEY_FILE).unlink()
+    assert provision(spec, store, NOW).made == []
+    new = replace(spec, nodes=(*spec.nodes, NodeSpec(NodeName.parse("c@127.0.0.1"), ("erl",))))
+    with pytest.raises(CaKeyUnavailable, match=r"no certificate for c@127\.0\.0\.1"):
+        provision(new, store, NOW)
+    assert not store.exists("nodes/c@127.0.0.1")
+
+
+@pytest.mark.parametrize("written", range(10))
 def test_a_re_keying_that_is_interrupted_anywhere_keeps_nobody_from_starting_and_is_repeated(
     spec: ClusterSpec, store: Store, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
@@ -540,9 +564,9 @@ def test_each_node_has_its_own_default_cookie_and_one_with_each_peer(spec: Clust
             cookies.default_cookie(secret, str(node), {}).reveal(),
             pair,
         ]
-        assert {
-            name: each.reveal() for name, each in cookies_for(store, node, [str(A), str(B)], {}).items()
-        } == {str(other): pair}
+        told = cookies.cookie_set(store, str(node), [str(A), str(B)], {})
+        assert {name: each.reveal() for name, each in told.current.peers.items()} == {str(other): pair}
+        assert told.other is None
         assert secret.reveal().hex().encode() not in text
 
 

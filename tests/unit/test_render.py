@@ -17,6 +17,7 @@ from distsec.beam.erlang_text import ExternalFunction, Symbol, Term, erlang_atom
 from distsec.beam.tls_options import CIPHER_SUITES, Role, refuse_illegal, tls_options
 from distsec.errors import ConfigError
 from distsec.model.cluster import Carrier, Epmd
+from distsec.model.cookies import Cookies, CookieSet
 from distsec.model.names import NodeName
 from distsec.model.policy import Phase, Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
@@ -138,6 +139,13 @@ def test_the_policy_document_is_exactly_this() -> None:
     )
 
 
+def test_a_policy_that_revokes_identities_is_of_a_version_that_older_nodes_refuse() -> None:
+    policy = replace(POLICY, revoked_identities=frozenset({"spiffe://demo/x", "dns:h.example"}))
+    document = render.policy_document(policy, lambda body: b"signature").decode("ascii")
+    assert "{distsec_policy, #{version => 2,\n" in document
+    assert '  revoked_identities => [\n    <<"dns:h.example">>,\n    <<"spiffe://demo/x">>]}}.\n' in document
+
+
 def test_the_signature_covers_every_byte_before_its_line() -> None:
     key = Ed25519PrivateKey.generate()
     document = render.policy_document(POLICY, key.sign)
@@ -239,14 +247,29 @@ def test_libraries_of_another_installation_come_behind_those_of_the_release() ->
 
 def test_cookies_are_written_in_the_order_of_their_names() -> None:
     one, two = Secret(b"p" + b"1" * 64), Secret(b"p" + b"2" * 64)
-    text = render.cookie_file(Secret(b"d" + b"0" * 64), {"b@h": two, "a@h": one}).decode("ascii")
+    cookies = Cookies(Secret(b"d" + b"0" * 64), {"b@h": two, "a@h": one})
+    text = render.cookie_file(CookieSet(0, cookies)).decode("ascii")
     assert f'peers => #{{<<"a@h">> => <<"p{"1" * 64}">>,<<"b@h">> => <<"p{"2" * 64}">>}}' in text
+    assert "step" not in text and "others" not in text
+
+
+def test_in_a_rotation_the_file_says_what_is_taken_besides() -> None:
+    one, two = Secret(b"p" + b"1" * 64), Secret(b"p" + b"2" * 64)
+    old, new = Secret(b"d" + b"3" * 64), Secret(b"d" + b"4" * 64)
+    cookies = CookieSet(7, Cookies(old, {"a@h": one}), Cookies(new, {"a@h": two}))
+    text = render.cookie_file(cookies).decode("ascii")
+    assert "\n  step => 7,\n" in text
+    assert (
+        f'default => <<"d{"3" * 64}">>' in text and f'peers => #{{<<"a@h">> => <<"p{"1" * 64}">>}},' in text
+    )
+    assert f'other_default => <<"d{"4" * 64}">>' in text
+    assert f'other_peers => #{{<<"a@h">> => <<"p{"2" * 64}">>}}' in text
 
 
 @pytest.mark.parametrize("cookie", [b"", b"short", b"-" + b"a" * 64, b"a" * 256, b"a" * 40 + b"\n"])
 def test_refuses_a_bad_cookie_without_showing_it(cookie: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
-        render.cookie_file(Secret(cookie), {})
+        render.cookie_file(CookieSet(0, Cookies(Secret(cookie), {})))
     assert not cookie or cookie.decode() not in str(caught.value)
 
 

@@ -26,6 +26,7 @@ RECOVERED = st.builds(
     issued_at=st.integers(0, 100),
     denied=st.frozensets(st.sampled_from([X, Y])),
     revoked=st.frozensets(st.sampled_from(["0a", "0b"])),
+    revoked_identities=st.frozensets(st.sampled_from(["spiffe://d/a", "dns:h.example"])),
     epochs=st.dictionaries(st.sampled_from([X, Y]), st.integers(0, 5)).map(
         lambda d: tuple(sorted(d.items()))
     ),
@@ -46,9 +47,11 @@ def test_what_a_newer_policy_refused_is_refused_again_and_nothing_is_admitted(
         assert after.generation > signed.generation
         assert after.deny >= signed.denied
         assert after.revoked >= signed.revoked
+        assert after.revoked_identities >= signed.revoked_identities
         assert all(after.epoch(name) >= epoch for name, epoch in signed.epochs)
     assert after.deny >= overlay.deny
     assert after.revoked >= overlay.revoked
+    assert after.revoked_identities >= overlay.revoked_identities
     assert set(after.allow) <= set(overlay.allow)
     assert bool(notes) is (bool(newer) or any((each.mark or 0) > overlay.generation for each in found))
     if not notes:
@@ -61,13 +64,21 @@ def test_a_policy_that_is_not_newer_changes_nothing() -> None:
 
 
 def test_an_allow_that_a_newer_policy_denied_is_gone() -> None:
+    identities = frozenset({"dns:h.example"})
     overlay = Overlay(generation=5, allow=(Allowed(X), Allowed(Y)))
     after, (note,) = lifted(
-        overlay, [Found("a", Recovered(9, denied=frozenset({X}), revoked=frozenset({"0a"})))]
+        overlay,
+        [
+            Found(
+                "a",
+                Recovered(9, denied=frozenset({X}), revoked=frozenset({"0a"}), revoked_identities=identities),
+            )
+        ],
     )
     assert (after.generation, after.allow, after.deny) == (10, (Allowed(Y),), frozenset({X}))
     assert f"denied again: {X}" in note
-    assert "revoked again: 1" in note
+    assert "revoked again: 1 certificates; revoked again: dns:h.example" in note
+    assert after.revoked_identities == identities
 
 
 def test_a_mark_is_followed_and_says_that_something_is_not_known() -> None:
@@ -94,7 +105,12 @@ def test_a_document_is_read_back_as_it_was_signed(
     overlay = replace(overlay, epochs=tuple(sorted(epochs.items())))
     document = policy_document(wanted_policy(SPEC, overlay, PORTS, issued), SIGNER.sign)
     assert read_document(document, SIGNER.verifies, SPEC.name) == Recovered(
-        overlay.generation, issued, overlay.deny, overlay.revoked, overlay.epochs
+        overlay.generation,
+        issued,
+        overlay.deny,
+        overlay.revoked,
+        overlay.epochs,
+        overlay.revoked_identities,
     )
 
 

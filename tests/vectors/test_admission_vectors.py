@@ -46,6 +46,7 @@ def policy_of(entry: dict[str, Any]) -> Policy:
         rules=tuple(PolicyRule(**{**rule, "nodes": tuple(rule.get("nodes", ()))}) for rule in entry["rules"]),
         denied=frozenset(entry["denied"]),
         revoked=frozenset(entry["revoked"]),
+        revoked_identities=frozenset(entry.get("revoked_identities", ())),
         connect=entry["connect"],
         require_identity=entry["require_identity"],
     )
@@ -150,6 +151,7 @@ policies = st.builds(
     rules=st.lists(rules, max_size=3).map(tuple),
     denied=st.frozensets(names, max_size=3),
     revoked=st.frozensets(st.sampled_from(SERIALS), max_size=1),
+    revoked_identities=st.just(frozenset()) | st.frozensets(st.sampled_from(IDENTITIES), max_size=2),
     connect=st.sampled_from(["mesh", "none"]),
     require_identity=st.sampled_from([True, True, True, False]),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +13,13 @@ from distsec.cli.group import distsec
 from tests.unit.control.fake_orchestrator import Running, running
 
 Type = Callable[..., Result]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: the path of a Unix socket has at most 107 bytes."""
+    with TemporaryDirectory(prefix="ds", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 
 from distsec import __version__
 from distsec.cli import group, options
+from distsec.cli.certs.revoke import REASONS
 from distsec.cli.env import shell_lines, systemd_lines
 from distsec.cli.events import parse_since
 from distsec.errors import CommandFailed, ConfigError, NotAcknowledged, Problem
+from distsec.pki.crl import RevocationReason
 from tests.unit.cli.conftest import Type
 from tests.unit.control.fake_orchestrator import NODES, NOW, Running, refusal
 
@@ -114,9 +117,31 @@ def test_a_revocation_warns_where_it_is_a_nodes_own_certificate(orchestrator: Ru
     result = type_in("certs", "revoke", NODES[0])
     assert result.stderr == (
         "distsec: warning: that is the certificate poller@127.0.0.1 has now: it runs on without links;"
-        " to give it another, stop it, remove its certificate.pem, run `distsec init`, and start it\n"
+        " `distsec certs renew poller@127.0.0.1` gives it another\n"
     )
     assert orchestrator.fake.asked == [("revoke", "0A1B"), ("revoke", NODES[0])]
+
+
+def test_the_revocation_of_an_identity_says_what_it_means_for_a_node_that_has_it(
+    orchestrator: Running, type_in: Type
+) -> None:
+    orchestrator.fake.current = [NODES[0]]
+    orchestrator.fake.lists = [
+        {"file": "ca/crl.pem", "number": 3, "next_update": NOW, "entries": 1, "behind": "the key is sealed"}
+    ]
+    result = type_in("certs", "revoke", "spiffe://demo/x", "--reason", "keyCompromise")
+    assert result.stdout == (
+        "spiffe://demo/x is revoked: policy generation 9, acknowledged by 3 nodes\n"
+        "certificates of it that are known here: 0a1b\n"
+    )
+    assert "poller@127.0.0.1 is known by that identity" in result.stderr
+    assert "the list ca/crl.pem (CRL) is behind; the nodes are not: the key is sealed" in result.stderr
+    assert orchestrator.fake.asked == [("revoke", "spiffe://demo/x", "keyCompromise")]
+    assert type_in("certs", "revoke", "0a", "--reason", "boredom").exit_code == 64
+
+
+def test_the_reasons_that_may_be_given_are_those_of_a_list() -> None:
+    assert list(REASONS) == [str(each) for each in RevocationReason]
 
 
 def test_certificates_are_listed_with_those_that_are_revoked(
@@ -129,11 +154,58 @@ def test_certificates_are_listed_with_those_that_are_revoked(
         "poller@127.0.0.1  0a1b    1d 0h    revoked\n"
         "agent@127.0.0.1   0c      40d      valid\n"
         "\n"
+        "issuer: CN=demo\n"
+        "\n"
         "revoked, of no node now:\n"
         "  ff\n"
     )
     document = json.loads(type_in("certs", "list", "--json").stdout)
     assert (document["schema"], document["revoked"]) == (1, ["0a1b", "ff"])
+
+
+def test_the_list_shows_states_issuers_identities_and_what_was_issued_for_others(
+    orchestrator: Running, type_in: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distsec.cli.certs.listing.time.time", lambda: float(NOW))
+
+    def one(node: str, serial: str, state: str, issuer: str) -> dict[str, Any]:
+        fields = {"node": node, "serial": serial, "state": state, "issuer": issuer}
+        return {**fields, "not_after": NOW + 86_400, "revoked": state == "revoked"}
+
+    orchestrator.fake.listed = {
+        "certificates": [
+            one(NODES[0], "0a", "not_yet_valid", "CN=one"),
+            one(NODES[1], "0b", "revoked", "CN=one"),
+        ],
+        "issued": [one("far@10.9.0.1", "f" * 32, "expiring", "CN=\x1b[31mtwo")],
+        "revoked": ["0b", "0c"],
+        "revoked_identities": ["dn:CN=x,O=y"],
+        "lists": [
+            {"file": "ca/crl.pem", "number": 9, "next_update": NOW + 7 * 86_400, "entries": 2, "behind": None}
+        ],
+    }
+    result = type_in("certs", "list")
+    assert result.stdout == (
+        "NODE              SERIAL                            EXPIRES  STATE\n"
+        "poller@127.0.0.1  0a                                1d 0h    not yet valid\n"
+        "agent@127.0.0.1   0b                                1d 0h    revoked\n"
+        "\n"
+        "of nodes that are not managed here:\n"
+        "far@10.9.0.1      ffffffffffffffffffffffffffffffff  1d 0h    expiring\n"
+        "\n"
+        "issuer: CN=one  (poller@127.0.0.1, agent@127.0.0.1)\n"
+        "\n"
+        "issuer: CN=\\x1b[31mtwo  (far@10.9.0.1)\n"
+        "\n"
+        "revoked identities, with whatever certificate:\n"
+        "  dn:CN=x,O=y\n"
+        "\n"
+        "revoked, of no node now:\n"
+        "  0c\n"
+        "\n"
+        "list (CRL) 9: 2 revoked, 7d 0h\n"
+    )
+    assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -335,7 +407,7 @@ def test_the_version_is_told(type_in: Type) -> None:
     ("args", "said"),
     [
         (("statsu",), "distsec: there is no command 'statsu' (did you mean status?); see `distsec --help`"),
-        (("cookie",), "distsec: there is no command 'cookie'; see `distsec --help`"),
+        (("zebra",), "distsec: there is no command 'zebra'; see `distsec --help`"),
         (("certs", "lst"), "distsec certs: there is no command 'lst' (did you mean list?)"),
         (("status", "--jsno"), "distsec status: No such option"),
         (("allow",), "distsec allow: Missing argument 'NODE'"),

@@ -45,9 +45,10 @@ def became(monkeypatch: pytest.MonkeyPatch, orchestrator: Running, tmp_path: Pat
 
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(shell.resource, "setrlimit", lambda *_: None)
-    before = signal.getsignal(signal.SIGPIPE)
+    before = {number: signal.getsignal(number) for number in (signal.SIGPIPE, signal.SIGXFSZ)}
     yield made
-    signal.signal(signal.SIGPIPE, before)
+    for number, handler in before.items():  # this process does not become another after all
+        signal.signal(number, handler)
 
 
 def test_the_orchestrator_is_told_by_the_kernel_who_asks(

@@ -63,6 +63,11 @@ max_bytes = 65536
 
 [certificates]
 days = 90
+renew_before_seconds = 86400
+renew_jitter_seconds = 600
+recycle_links = true
+[certificates.ca]
+passphrase_file = "../secret/passphrase"
 
 [[nodes]]
 name = "poller@127.0.0.1"
@@ -111,6 +116,9 @@ def test_reads_every_key(spec: Parse) -> None:
     assert cluster.rules == (CliRuleSpec(("rabbitmqcli-*@127.0.0.1",), "spiffe://serviceradar/cli/*"),)
     assert cluster.peers == (PeerSpec(NodeName.parse("sync@10.0.0.3"), "10.0.0.3", 9100),)
     assert (cluster.log_max_bytes, cluster.certificate_days, cluster.start_parallel) == (65536, 90, 2)
+    assert cluster.ca_passphrase_file == "/etc/secret/passphrase"
+    assert (cluster.renew_before_seconds, cluster.renew_jitter_seconds) == (86400, 600)
+    assert cluster.recycle_links is True
     deadlines = (
         cluster.start_deadline_seconds,
         cluster.stop_deadline_seconds,
@@ -414,6 +422,10 @@ def test_broken_toml_is_told_with_its_line(problems: Problems, text: str, line: 
         ("[cluster]\nstate_dir = '~/state'", "cluster.state_dir", "~ is not expanded"),
         ('[cluster]\nstate_dir = "a\\nb"', "cluster.state_dir", "without control characters"),
         ("[certificates]\ndays = 0", "certificates.days", "must be a whole number"),
+        ("[certificates]\nlifetime_seconds = 19", "certificates.lifetime_seconds", "from 20 to"),
+        ("[certificates]\nrenew_before_seconds = 0", "certificates.renew_before_seconds", "from 1 to"),
+        ("[certificates]\nrenew_jitter_seconds = -1", "certificates.renew_jitter_seconds", "from 0 to"),
+        ("[certificates]\nrecycle_links = 1", "certificates.recycle_links", "true or false"),
         ("[logging]\nmax_bytes = 1", "logging.max_bytes", "must be a whole number"),
         ("[metrics]\nlisten = 2026-01-01", "metrics.listen", "must be a text"),
     ],
@@ -485,3 +497,22 @@ def test_a_relative_path_is_seen_from_the_current_directory(
 def test_a_role_of_nobody_is_refused(only: Callable[..., Problem]) -> None:
     text = '[[security.rbac.roles]]\nidentity = ""\npermissions = []'
     assert only(text).key == "security.rbac.roles[0].identity"
+
+
+def test_a_life_of_less_than_a_day_is_given_in_seconds(spec: Parse) -> None:
+    cluster = spec("[certificates]\nlifetime_seconds = 60")
+    assert cluster.certificate_days * 86_400 == 60
+    assert (cluster.renew_before_seconds, cluster.recycle_links) == (None, False)
+
+
+def test_two_lives_are_one_too_many(only: Callable[..., Problem]) -> None:
+    problem = only("[certificates]\ndays = 1\nlifetime_seconds = 60")
+    assert (problem.key, problem.line) == ("certificates.lifetime_seconds", 3)
+    assert "and so does days" in problem.what
+
+
+@pytest.mark.parametrize("life", ["days = 10", "lifetime_seconds = 60"])
+def test_a_renewal_that_would_be_due_at_once_is_refused(only: Callable[..., Problem], life: str) -> None:
+    problem = only(f"[certificates]\n{life}\nrenew_before_seconds = 864000")
+    assert problem.key == "certificates.renew_before_seconds"
+    assert "more than half of the certificates' life" in problem.what

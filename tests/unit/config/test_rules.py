@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from distsec.core.wanted import Overlay, wanted_policy
+from distsec.core.wanted import Overlay, identity_of, wanted_policy
 from distsec.errors import Problem
 from distsec.model.cluster import ClusterSpec, IdentitySpec
 from distsec.model.names import NodeName
@@ -56,6 +56,16 @@ def test_a_listed_node_is_bound_to_the_certificate_it_has(spec: Parse, key: str,
         "poller@h.example": identity,
         "db@db1.example": "spiffe://distsec/node/db1.example/db",
     }
+
+
+def test_a_node_that_is_managed_here_may_be_bound_to_a_certificate_that_is_brought(spec: Parse) -> None:
+    cluster = spec(with_rule('names = ["a@h.example"]\ndns = "a.example"'))
+    known = {peer.name: peer.identity for peer in wanted_policy(cluster, Overlay(), {}, 0).peers}
+    assert known["a@h.example"] == "dns:a.example"
+    assert identity_of(cluster, NodeName.parse("a@h.example")) == "dns:a.example"
+    assert (
+        identity_of(cluster, NodeName.parse("poller@h.example")) == "spiffe://distsec/node/h.example/poller"
+    )
 
 
 def test_an_allow_with_another_identity_wins_over_the_rule(spec: Parse) -> None:
@@ -116,7 +126,6 @@ def test_nodes_that_share_a_certificate_are_named(spec: Parse, text: str) -> Non
         ),
         ('names = ["poller@h.example"]\nidentity = "spiffe://other/x"', "identity", "is not of this cluster"),
         ('kind = "node"\nnames = ["cli-*@h.example"]\ndns = "a.example"', "names[0]", "has a *"),
-        ('names = ["a@h.example"]\ndns = "a.example"', "names[0]", "is managed here"),
         ('names = ["poller@h.example", "poller@h.example"]\ndns = "a.example"', "names[1]", "is in a rule"),
         (
             'names = ["poller@h.example"]\ndns = "a.example"\nmax_live = 2',

@@ -33,6 +33,7 @@ def test_every_option_in_its_comments_loads_too(spec: Parse) -> None:
     assert cluster.listen_ports == (9100, 9155)
     assert len(cluster.rules) == len(cluster.peers) == 1
     assert cluster.nodes[0].environment == {"LANG": "C.UTF-8"}
+    assert cluster.ca_passphrase_file == "/etc/distsec/ca.passphrase"
 
 
 def test_the_options_in_its_comments_are_the_defaults(spec: Parse) -> None:
@@ -49,6 +50,9 @@ def test_the_options_in_its_comments_are_the_defaults(spec: Parse) -> None:
             "port",
             "working_directory",
             "otp_libraries",
+            "passphrase_file",
+            "renew_before_seconds",  # chosen from each certificate's life
+            "renew_jitter_seconds",
             "environment",
         }:
             continue

@@ -12,12 +12,14 @@ from typing import Any
 
 from distsec.control.http import ControlServer
 from distsec.control.service import Service
+from distsec.core.rotation import Command
 from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.names import NodeName
 from distsec.model.shells import Operator
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
+from distsec.pki.crl import RevocationReason
 
 NODES = ("poller@127.0.0.1", "agent@127.0.0.1", "sync@127.0.0.1")
 NOW = 1_763_764_000
@@ -43,10 +45,15 @@ class FakeOrchestrator:
         self.asked: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.current: list[str] = []  # whose certificate is revoked
+        self.lists: list[dict[str, Any]] = []
+        self.listed: dict[str, Any] | None = None  # what `certs list` is told; None: the usual
         self.contained: dict[str, Any] = {
             "rekeyed": [NODES[0], NODES[1]], "held": NODES[1], "tainted": [], "missing": [],
             "elsewhere": ["far@10.0.0.9"], "others": ["spiffe://demo/cli/x"], "revoked": ["0a", "0b"],
         }  # fmt: skip
+        self.cookies = FakeCookies(self)
+        self.authority = FakeAuthority(self)
+        self.renewal = FakeRenewal(self)
         self.shell_directory = "/x/state/shells/0123456789abcdef"
         self.document: dict[str, Any] = {
             "schema": 1,
@@ -76,12 +83,30 @@ class FakeOrchestrator:
         self._take("deny", name, compromised, since)
         return {"generation": 9, "acknowledged": [NODES[0]], **(self.contained if compromised else {})}
 
-    async def revoke(self, what: str) -> dict[str, Any]:
-        self._take("revoke", what)
-        return {"serials": ["0a1b"], "generation": 9, "acknowledged": list(NODES), "current_of": self.current}
+    async def revoke(self, what: str, reason: RevocationReason) -> dict[str, Any]:
+        given = () if reason is RevocationReason.UNSPECIFIED else (str(reason),)
+        self._take("revoke", what, *given)
+        return {
+            "serials": ["0a1b"],
+            "identity": what if what.startswith("spiffe://") else None,
+            "generation": 9,
+            "acknowledged": list(NODES),
+            "current_of": self.current,
+            "lists": self.lists,
+        }
+
+    async def serve(self, names: list[str]) -> dict[str, Any]:
+        self._take("serve", *names)
+        return {"done": True, "nodes": [{"node": name, "done": True, "why": None} for name in names]}
+
+    async def told_of_issue(self, serial: str) -> dict[str, Any]:
+        self._take("told_of_issue", serial)
+        return {"node": "far@10.0.0.9", "serial": serial}
 
     async def certificates(self) -> dict[str, Any]:
         self._take("certificates")
+        if self.listed is not None:
+            return self.listed
         of = [(NODES[0], "0a1b", NOW + 86_400, True), (NODES[1], "0c", NOW + 40 * 86_400, False)]
         return {
             "certificates": [
@@ -118,6 +143,81 @@ class FakeOrchestrator:
         self.asked.append(call)
         if self.error is not None:
             raise self.error
+
+
+class FakeCookies:
+    """Implements control.service.Cookies; `state` is what `status` answers."""
+
+    def __init__(self, fake: FakeOrchestrator) -> None:
+        self._fake = fake
+        self.state: dict[str, Any] = {
+            "phase": "idle", "step": 4, "made": NOW, "age_seconds": 3 * 86_400 + 5, "under_way": False,
+            "acknowledged": [], "waiting": [],
+        }  # fmt: skip
+        self.elsewhere: list[str] = []
+
+    async def status(self) -> dict[str, Any]:
+        return self.state
+
+    async def rotate(self, elsewhere: bool) -> dict[str, Any]:
+        self._fake._take("rotate cookies", elsewhere)
+        return {"phase": "idle", "given_up": False, "acknowledged": list(NODES), "links": 3,
+                "elsewhere": self.elsewhere}  # fmt: skip
+
+    async def give_up(self) -> dict[str, Any]:
+        self._fake._take("give up cookies")
+        return {"phase": "idle", "given_up": True, "acknowledged": list(NODES), "links": 0, "elsewhere": []}
+
+
+class FakeAuthority:
+    """Implements control.service.Authority: a rotation that is at rest in `prepared`."""
+
+    def __init__(self, fake: FakeOrchestrator) -> None:
+        self._fake = fake
+        self.answer: dict[str, Any] = {
+            "phase": "activated", "rolled_back": False, "nodes": list(NODES), "behind": {}, "next": "prune",
+            "elsewhere": [],
+        }  # fmt: skip
+        ca = {"not_after": 4_000_000_000, "subject": "CN=distsec CA,O=demo", "fingerprint": "ab" * 32}
+        self.state: dict[str, Any] = {
+            "phase": "prepared", "step": "prepared", "since": NOW, "next": "activate", "under_way": None,
+            "waiting": [], "elsewhere": [],
+            "authorities": [
+                {**ca, "role": "current", "serial": "0a" * 16, "trusted": True, "issuing": True},
+                {**ca, "role": "next", "serial": "0b" * 16, "trusted": True, "issuing": False},
+            ],
+            "nodes": [
+                {"node": name, "running": True, "serial": "0c", "leaf": "current",
+                 "trusts": ["current", "next"], "why": None}
+                for name in NODES
+            ],
+        }  # fmt: skip
+
+    async def status(self) -> dict[str, Any]:
+        return self.state
+
+    async def command(self, command: Command, elsewhere: bool) -> dict[str, Any]:
+        self._fake._take("rotate the CA", str(command), elsewhere)
+        return self.answer
+
+
+class FakeRenewal:
+    """Implements control.service.Renewals; `why` is, by node, what keeps it from being done."""
+
+    def __init__(self, fake: FakeOrchestrator) -> None:
+        self._fake = fake
+        self.why: dict[str, str] = {}
+        self.fields: dict[str, Any] = {}
+
+    async def renew(self, names: list[str], recycle: bool) -> dict[str, Any]:
+        self._fake._take("renew", names, recycle)
+        nodes = [
+            {"node": name, "done": name not in self.why, "served": name not in self.why, "serial": "0d",
+             "not_after": NOW, "running": True, "links_proven": ["x", "y"], "links_left": {},
+             "why": self.why.get(name), **self.fields}
+            for name in names
+        ]  # fmt: skip
+        return {"done": not self.why, "nodes": nodes}
 
 
 def refusal(number: int = 0, peer: str = "x@h") -> SecurityEvent:

@@ -51,3 +51,12 @@ async def test_what_is_no_identity_reaches_nobody(written: object) -> None:
         await Service(orchestrator).allow("new@10.0.0.9", written)
     assert caught.value.do
     assert not orchestrator.asked
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("give_up", "elsewhere"), [("yes", False), (False, 1), (None, None)])
+async def test_what_is_neither_true_nor_false_rotates_nothing(give_up: object, elsewhere: object) -> None:
+    orchestrator = FakeOrchestrator()
+    with pytest.raises(UsageError):
+        await Service(orchestrator).rotate_cookies(give_up, elsewhere)
+    assert not orchestrator.asked

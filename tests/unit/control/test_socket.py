@@ -87,6 +87,8 @@ def test_every_answer_says_its_schema(client: ControlClient) -> None:
         client.deny("x@h.example"),
         client.deny("x@h.example", compromised=True, since=7.0),
         client.revoke("0a1b"),
+        client.serve([NODES[0]]),
+        client.told_of_issue("0a1b"),
         client.certificates(),
         client.reload(),
         client.environment(NODES[0]),
@@ -102,6 +104,9 @@ def test_commands_reach_the_orchestrator_with_checked_names(client: ControlClien
     client.deny("new@10.0.0.9")
     client.deny("new@10.0.0.9", compromised=True, since=7.0)
     client.revoke("0A:1B")
+    client.revoke("dn:CN=" + "x" * 1000, "superseded")
+    client.serve([NODES[1]])
+    client.told_of_issue("0a")
     assert [call for call in server.fake.asked if call != ("status",)] == [
         ("restart", [NODES[1], NODES[0]]),
         ("stop", list(NODES)),
@@ -109,6 +114,9 @@ def test_commands_reach_the_orchestrator_with_checked_names(client: ControlClien
         ("deny", "new@10.0.0.9", False, 0.0),
         ("deny", "new@10.0.0.9", True, 7.0),
         ("revoke", "0A:1B"),
+        ("revoke", "dn:CN=" + "x" * 1000, "superseded"),
+        ("serve", NODES[1]),
+        ("told_of_issue", "0a"),
     ]
 
 
@@ -145,6 +153,12 @@ def test_all_is_the_nodes_that_have_a_command_and_for_a_stop_those_that_run(
         (lambda c: c.revoke(""), UsageError),
         (lambda c: c.revoke("0" * 300), UsageError),
         (lambda c: c.revoke(7), UsageError),
+        (lambda c: c.revoke("spiffe://" + "x" * 2048), UsageError),
+        (lambda c: c.revoke("0a", "boredom"), UsageError),
+        (lambda c: c.revoke("0a", 7), UsageError),
+        (lambda c: c.serve([]), UsageError),
+        (lambda c: c.serve(["x@h.example"]), NotFound),
+        (lambda c: c.told_of_issue(7), UsageError),
         (lambda c: c.environment("nobody@127.0.0.1"), NotFound),
         (lambda c: c.environment("../../etc/passwd"), NameInvalid),
     ],

@@ -34,9 +34,12 @@ FAMILIES = {
     "distsec_shells": {"node"},
     "distsec_agent_connected": {"node"},
     "distsec_certificate_expiry_timestamp_seconds": {"node"},
+    "distsec_certificates_refused_total": {"node"},
+    "distsec_ca_expiry_timestamp_seconds": {"node"},
     "distsec_policy_generation": {"node", "which"},
     "distsec_events_dropped_total": {"node", "lane"},
     "distsec_agent_refused_total": {"node", "reason"},
+    "distsec_clock_steps_total": {"node", "direction"},
     "distsec_build_info": {"node", "version"},
 }
 
@@ -92,6 +95,7 @@ def full() -> Metrics:
     made.set_links(NODE, {"allow": 2})
     made.set_agent(NODE, True)
     made.set_certificate(NODE, 1795300000)
+    made.set_authority(2075300000)
     made.set_policy(NODE, 7, 6)
     made.agent_refused(NODE, "proof")
     return made
@@ -169,7 +173,22 @@ def test_bounds_that_a_node_invents_make_no_series() -> None:
 def test_a_rotation_is_counted_under_the_node_itself() -> None:
     made = metrics()
     made.event(SecurityEvent(EventType.CERTIFICATE_ROTATED, Severity.NOTICE, NODE, 1.0, peer="x@stranger"))
-    assert value(made, "distsec_security_cert_rotations_total", cert_cn=NODE) == 1
+    made.event(SecurityEvent(EventType.CERTIFICATE_RENEWED, Severity.INFO, NODE, 2.0, reason="due"))
+    assert value(made, "distsec_security_cert_rotations_total", cert_cn=NODE) == 2
+
+
+def test_what_somebody_else_brought_and_was_not_taken_is_counted() -> None:
+    made = metrics()
+    made.event(SecurityEvent(EventType.CERTIFICATE_REFUSED, Severity.WARNING, NODE, 1.0, reason="expired"))
+    assert value(made, "distsec_certificates_refused_total") == 1
+    assert value(made, "distsec_security_cert_rotations_total", cert_cn=NODE) == 0
+
+
+def test_when_the_ca_ends_is_told_of_no_node() -> None:
+    made = metrics()
+    assert "distsec_ca_expiry_timestamp_seconds{" not in made.render().decode()
+    made.set_authority(2075300000)
+    assert 'distsec_ca_expiry_timestamp_seconds{node=""} 2.0753e+09' in made.render().decode()
 
 
 # ---- exact counts ----------

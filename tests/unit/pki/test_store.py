@@ -394,3 +394,25 @@ def test_works_for_an_ordinary_user_and_names_what_that_user_may_not(open_direct
     os.waitpid(child, 0)
     assert answer.startswith(f"{open_directory / 'state'}: permission denied; run as the owner"), answer
     assert mode(home / "state/ca/key.pem") == 0o600
+
+
+def test_a_file_is_removed_and_one_that_is_not_there_is_not_missed(store: Store) -> None:
+    store.write("nodes/a/next.pem", b"x")
+    assert store.remove("nodes/a/next.pem")
+    assert not store.exists("nodes/a/next.pem")
+    assert not store.remove("nodes/a/next.pem")
+    assert not store.remove("nodes/nobody/next.pem")
+
+
+def test_of_a_symbolic_link_the_link_is_removed_and_of_a_directory_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"x")
+    store.ensure_directory("nodes/a/log")
+    store.path("nodes/a/key.pem").symlink_to(target)
+    assert store.remove("nodes/a/key.pem")
+    assert target.read_bytes() == b"x"
+    with pytest.raises(StoreError):
+        store.remove("nodes/a/log")
+    assert store.path("nodes/a/log").is_dir()

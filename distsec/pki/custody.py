@@ -1,0 +1,104 @@
+"""Sealing the CA's key where it lies, and taking the seal off.
+
+At every moment one of `key.pem` and `key.sealed` is whole: the new one is written, read back and opened
+before the old one is removed. Whoever is interrupted leaves both, and running the same again finishes it. A
+plain key is overwritten too; what a disk or its snapshots kept of it is not ours to reach.
+"""
+
+from __future__ import annotations
+
+from distsec.errors import CaKeyUnavailable, StoreError
+from distsec.model.secret import Secret
+from distsec.pki.authority import DIRECTORY, key_state, load_ca_key
+from distsec.pki.keyring import Keyring, KeyState
+from distsec.pki.store import Store
+
+NEXT_DIRECTORY = "ca/next"
+"""Where a rotation keeps the CA that is to come (pki.trust)."""
+
+KEY, SEALED = "key.pem", "key.sealed"
+
+
+def seal_keys(store: Store) -> list[str]:
+    """Seals every plain CA key with the keyring's new passphrase. Returns the sealed files, those that were
+    sealed already included. Raises CaKeyUnavailable, UsageError, StoreError; then nothing is lost.
+    """
+    with store.locked():
+        return [_seal(store, directory) for directory in _with_keys(store)]
+
+
+def unseal_keys(store: Store) -> list[str]:
+    """Takes the seal off every CA key. Returns the files of the plain keys. Raises like `seal_keys`."""
+    with store.locked():
+        return [_unseal(store, directory) for directory in _with_keys(store)]
+
+
+def change_passphrase(store: Store) -> list[str]:
+    """Seals every sealed CA key anew, in one step each. Returns the files. Raises like `seal_keys`."""
+    with store.locked():
+        changed = []
+        for directory in _with_keys(store):
+            if key_state(store, directory) is not KeyState.SEALED:
+                raise StoreError(
+                    "is not sealed",
+                    where=str(store.path(f"{directory}/{KEY}")),
+                    do="use `distsec certs seal`",
+                )
+            key = load_ca_key(store, directory)
+            content = store.keyring.seal(key, _where(store, f"{directory}/{SEALED}"))
+            _opens(store, content, key, f"{directory}/{SEALED}")
+            store.write(f"{directory}/{SEALED}", content)
+            changed.append(f"{directory}/{SEALED}")
+        return changed
+
+
+def _seal(store: Store, directory: str) -> str:
+    plain, sealed = f"{directory}/{KEY}", f"{directory}/{SEALED}"
+    if key_state(store, directory) is KeyState.SEALED:
+        return sealed
+    key = load_ca_key(store, directory)
+    # What is there already was made by an interrupted call, or is of another day: it is made anew.
+    store.write(sealed, store.keyring.seal(key, _where(store, sealed)))
+    _opens(store, store.read(sealed), key, sealed)
+    store.wipe(plain)
+    return sealed
+
+
+def _unseal(store: Store, directory: str) -> str:
+    plain, sealed = f"{directory}/{KEY}", f"{directory}/{SEALED}"
+    if key_state(store, directory) is KeyState.SEALED:
+        store.create(plain, load_ca_key(store, directory).reveal())
+    key = load_ca_key(store, directory)
+    if store.exists(sealed):
+        _same(store, key, store.keyring.open(store.read(sealed), _where(store, sealed)), sealed)
+        store.remove(sealed)
+    return plain
+
+
+def _opens(store: Store, content: bytes, key: Secret, relative: str) -> None:
+    """Raises unless the new passphrase, asked for by itself, opens `content`, and that is `key`."""
+    ring = Keyring(store.keyring.new_passphrase or store.keyring.passphrase)
+    _same(store, key, ring.open(content, _where(store, relative)), relative)
+
+
+def _same(store: Store, key: Secret, other: Secret, relative: str) -> None:
+    if key != other:
+        raise StoreError(
+            "holds another key than key.pem beside it",
+            where=_where(store, relative),
+            do="see which one is yours",
+        )
+
+
+def _with_keys(store: Store) -> list[str]:
+    """The directories of CAs whose key is here, the present one first. CaKeyUnavailable if its is not."""
+    if key_state(store, DIRECTORY) is KeyState.ELSEWHERE:
+        raise CaKeyUnavailable(
+            "the CA's key is not on this host", where=_where(store, DIRECTORY), do="run it where the key is"
+        )
+    coming = key_state(store, NEXT_DIRECTORY) is not KeyState.ELSEWHERE
+    return [DIRECTORY, NEXT_DIRECTORY] if coming else [DIRECTORY]
+
+
+def _where(store: Store, relative: str) -> str:
+    return str(store.path(relative))

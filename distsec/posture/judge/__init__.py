@@ -1,0 +1,1 @@
+"""A module for each subject: `judge(facts)` yields findings. Pure."""

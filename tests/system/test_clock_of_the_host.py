@@ -1,0 +1,80 @@
+"""Clocks set by a day: the orchestrator's alone, with that of one node, and those of all, as on one host.
+
+One release: what nodes do with their clocks is tested on each of them in test_clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.releases import OTPS
+from tests.system.clocks import DAY, RUN, Clocks, guest, knock, pids
+from tests.system.cluster import HOST, Cluster
+from tests.system.loads import Load
+
+pytestmark = pytest.mark.otp
+DAYS = timedelta(days=1)
+NOT_RENEWED = "a certificate was not renewed"
+
+
+@pytest.fixture(scope="module")
+def shared(agent_ebin: Path, beams: Path) -> Iterator[Clocks]:
+    with Cluster(OTPS[-1], beams) as cluster:
+        clocks = Clocks(cluster, *cluster.names)
+        clocks.start()
+        yield clocks
+
+
+@pytest.fixture
+def clocks(shared: Clocks) -> Iterator[Clocks]:
+    """All right, and the three nodes meshed; so is it left."""
+    yield shared
+    shared.set(0)
+    shared.cluster.wait_meshed()
+
+
+@pytest.mark.parametrize(
+    ("own", "node"), [(-DAY, 0), (-DAY, -DAY), (DAY, 0)], ids=["back", "both back", "ahead"]
+)
+def test_an_orchestrator_with_another_clock_costs_nobody_a_link(clocks: Clocks, own: int, node: int) -> None:
+    cluster = clocks.cluster
+    before, generation = pids(cluster), cluster.status()["policy_generation"]
+    revoked = guest(cluster, -3 * DAYS, DAYS)
+    with Load(cluster) as load:
+        clocks.set(own, RUN)
+        clocks.set(node, "a")
+        cluster.distsec("certs", "revoke", revoked.serial)
+        assert knock(cluster, "a", revoked) == "revoked"
+        load.assert_flows()
+        if own > 0:  # it renews what has expired by its clock
+            cluster.wait(lambda: cluster.events(NOT_RENEWED), "the nodes not to take that")
+            assert "not yet valid by the clock" in cluster.events(NOT_RENEWED)[0]["error"]
+        clocks.set(0, RUN, "a")
+        assert knock(cluster, "a", revoked) == "revoked"
+        assert cluster.status()["policy_generation"] > generation
+        load.assert_flows()
+    load.report.assert_intact()
+    assert pids(cluster) == before
+    # And they can link anew.
+    assert cluster.erl("a", f"erlang:disconnect_node('b@{HOST}')") == "true"
+    cluster.wait_meshed()
+
+
+def test_a_host_whose_clock_jumps_ahead_and_back_comes_back_by_itself_both_times(clocks: Clocks) -> None:
+    cluster = clocks.cluster
+    before = pids(cluster)
+    clocks.set(DAY)  # all certificates have expired, and the orchestrator sees that as well
+    cluster.wait(lambda: len(cluster.events("NodeDown", reason="expired")) >= 3, "the links to end")
+    cluster.wait_meshed()  # with certificates that were issued tomorrow
+    downs = len(cluster.events("NodeDown"))
+    clocks.set(0)  # they are not yet valid
+    renewed = cluster.events("CertificateRenewed")
+    cluster.wait(lambda: len(cluster.events("CertificateRenewed")) >= len(renewed) + 3, "others", 30)
+    assert len(cluster.events("NodeDown")) == downs
+    assert cluster.erl("a", f"erlang:disconnect_node('b@{HOST}')") == "true"
+    cluster.wait_meshed()
+    assert pids(cluster) == before
