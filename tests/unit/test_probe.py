@@ -275,7 +275,7 @@ def test_a_look_at_the_certificate_takes_one_connection_and_no_verdict(
     assert len(opened) == 1
     assert result.requires_client_certificate is None
     gone = asyncio.run(look_at_certificate("127.0.0.1", port, SHORT_SECONDS))
-    assert (gone.certificate, gone.error) == (None, "TLS: connection refused")
+    assert (gone.certificate, gone.error) == (None, "TLS: Connection refused")
 
 
 @pytest.mark.asyncio
