@@ -13,6 +13,13 @@ from tests.posture.planted import Planted
 from tests.system.conftest import beams, make_cluster  # noqa: F401  the same clusters, made in the same way
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: the path of a Unix socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ds", dir="/tmp") as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(scope="session")
 def template() -> Iterator[Path]:
     """What `distsec init` makes, once."""
