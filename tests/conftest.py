@@ -13,11 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from distsec.model.cluster import PROVEN_RELEASES
 from tests.releases import OTPS, ROOT, Otp
 
 BUILD_SECONDS = 120
+
+# An example that takes long on a busy machine is no failure; Hypothesis has a profile of its own for CI=true.
+settings.register_profile("here", deadline=None)
+if "CI" not in os.environ:
+    settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

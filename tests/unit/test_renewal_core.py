@@ -105,6 +105,7 @@ def test_what_cannot_be_renewed_is_warned_of_once_each_and_ever_more_gravely(sec
     for tick in range(1001):
         at = seconds * tick / 1000
         node.look(T + at, at)
+    node.look(T + seconds + 1.0, seconds + 1.0)  # however the last sum was rounded
     assert node.warnings == [Severity.NOTICE, Severity.WARNING, Severity.CRITICAL, Severity.CRITICAL]
     assert node.state is State.EXPIRED
     assert node.tries > 1
