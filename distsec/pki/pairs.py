@@ -24,6 +24,7 @@ from distsec.errors import StoreError
 from distsec.model.secret import Secret
 from distsec.pki.acceptance import Finding, Flaw, certificates_in, judge_key, judge_leaf
 from distsec.pki.authority import key_pem_of, pem_of, same_public_key
+from distsec.pki.ledger import note_certificate
 from distsec.pki.store import Store
 
 KEY = "key.pem"
@@ -130,6 +131,7 @@ def accepted_pair(store: Store, directory: str) -> Pair | None:
 
 def accept_pair(store: Store, directory: str, pair: Pair) -> None:
     """Keeps `pair`, which is in `directory` already and was checked, as the one to go back to."""
+    note_certificate(store, directory, pair.certificate)
     store.write(_accepted(directory), _joined(pair))
 
 

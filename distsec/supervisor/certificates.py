@@ -39,6 +39,13 @@ def held_certificates(machine: Machine, nodes: Iterable[ManagedNode]) -> Held:
             if node.certificate is not None:
                 held.before[node.name] = node.certificate.serial
             continue
-        if certificate is not None:
-            held.known[node.name] = certificate
+        if certificate is None:
+            continue
+        given = machine.records.given(node.spec)
+        if given and certificate.serial not in given:
+            held.unknown[node.name] = "the certificate in its directory is none that it was given"
+            if node.certificate is not None and node.certificate.serial in given:
+                held.before[node.name] = node.certificate.serial
+            continue
+        held.known[node.name] = certificate
     return held

@@ -26,6 +26,7 @@ from distsec.pki.authority import serial_text
 from distsec.pki.cookies import CookieSecrets
 from distsec.pki.crl import ListState, RevocationReason
 from distsec.pki.issued import Issued, issued
+from distsec.pki.ledger import serials_of
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
 from distsec.pki.trust import trusted_authorities
@@ -55,6 +56,7 @@ class Records(Protocol):
     def note_revoked(self, serials: Collection[str], reason: RevocationReason, now: float) -> None: ...
     def refresh_lists(self, serials: Collection[str], now: float) -> tuple[ListState, ...]: ...
     def issued(self, spec: ClusterSpec) -> tuple[Issued, ...]: ...
+    def given(self, node: NodeSpec) -> frozenset[str]: ...
     def load_contacts(self) -> ContactBook: ...
     def save_contacts(self, content: bytes) -> None: ...
 
@@ -105,6 +107,10 @@ class StateRecords:
     def refresh_lists(self, serials: Collection[str], now: float) -> tuple[ListState, ...]:
         """See pki.crl.refresh."""
         return crl.refresh(self._store, serials, now)
+
+    def given(self, node: NodeSpec) -> frozenset[str]:
+        """The serials of every certificate that `node` was given, those that were renewed included."""
+        return serials_of(self._store, provision.node_directory(node.name))
 
     def issued(self, spec: ClusterSpec) -> tuple[Issued, ...]:
         """Certificates of nodes that are not managed here, as far as they were issued here."""

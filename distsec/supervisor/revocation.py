@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,9 +52,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Every certificate that is known here and still may be used."""
+    """Every certificate that is known here and still may be used. `given`: by node, the serials of what it
+    was given, by our own record: its files say whatever it likes.
+    """
 
     held: Held
+    given: Mapping[str, frozenset[str]]
     issued: tuple[Issued, ...] = field(default_factory=tuple)
 
 
@@ -209,24 +213,36 @@ class Revocation:
         return Target(frozenset({serial_of(what)}))
 
     def _serials_of_node(self, name: str, known: _Known) -> frozenset[str]:
+        """All that it was given, or has shown: one that was renewed is good until it ends. What the node's
+        own file says counts where it can cost nobody else.
+        """
         held = known.held
-        if name in held.known:
-            return frozenset({held.known[name].serial})
-        before = held.serial(name)
-        shown = self._cluster.memory.serials(name) | ({before} if before is not None else set())
-        # A node may lie about what was shown.
-        others = {held.serial(each) for each in (*held.known, *held.unknown) if each != name}
-        issued = {each.certificate.serial for each in known.issued if str(each.name) == name}
-        if not (shown - others) | issued:
+        # A node may lie about what it has, and others about what they were shown.
+        others = {
+            held.serial(each)
+            for each in (*held.known, *held.unknown)
+            if each != name and not known.given[each]
+        }
+        others |= {serial for each, serials in known.given.items() if each != name for serial in serials}
+        others |= {each.certificate.serial for each in known.issued if str(each.name) != name}
+        own = known.given.get(name, frozenset())
+        own |= {each.certificate.serial for each in known.issued if str(each.name) == name}
+        said = held.serial(name)
+        told = self._cluster.memory.serials(name) | ({said} if said is not None else set())
+        if not (own | (told - others)):
             raise NotFound(
                 f"no certificate of {name} is known here", do="name its serial number, in hexadecimal"
             )
-        return (shown - others) | issued
+        return own | (told - others)
 
     def _serials_of_identity(self, identity: str, known: _Known) -> frozenset[str]:
         """Of all certificates with that identity that are known here; there may be others, or none."""
         ours = [*known.held.known.values(), *(each.certificate for each in known.issued)]
         found = {each.serial for each in ours if self._shows(each, identity)}
+        names_of = known_identities(self._cluster.spec, self._cluster.desk.wanted.overlay)
+        for node, serials in known.given.items():
+            if names_of.get(node) == identity:
+                found |= serials
         # What others say they were shown may be a lie, and must not cost somebody else's certificate.
         kept = {each.serial for each in ours} - found
         links = [link for node in self._cluster.nodes.values() for link in node.observed.links.values()]
@@ -291,4 +307,9 @@ class Revocation:
         held = await asyncio.to_thread(held_certificates, cluster.machine, tuple(cluster.nodes.values()))
         for name, why in held.unknown.items():
             cluster.note("warning", "a node's certificate cannot be read", node=name, error=why)
-        return _Known(held, await asyncio.to_thread(cluster.machine.records.issued, cluster.spec))
+        return await asyncio.to_thread(self._recorded, held)
+
+    def _recorded(self, held: Held) -> _Known:
+        cluster, records = self._cluster, self._cluster.machine.records
+        given = {name: records.given(node.spec) for name, node in tuple(cluster.nodes.items())}
+        return _Known(held, given, records.issued(cluster.spec))

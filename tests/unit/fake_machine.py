@@ -377,6 +377,7 @@ class FakeRecords:
         self.listed: frozenset[str] = frozenset()
         self.lists: tuple[ListState, ...] = ()
         self.issued_elsewhere: tuple[Issued, ...] = ()
+        self.given_serials: dict[str, frozenset[str]] = {}
         self.cookies = FakeSecrets(machine.order)
 
     def write_cookies(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay) -> None:
@@ -420,6 +421,9 @@ class FakeRecords:
 
     def issued(self, spec: ClusterSpec) -> tuple[Issued, ...]:
         return self.issued_elsewhere
+
+    def given(self, node: NodeSpec) -> frozenset[str]:
+        return self.given_serials.get(str(node.name), frozenset())
 
     def load_contacts(self) -> ContactBook:
         if self.load_error is not None:

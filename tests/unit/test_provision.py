@@ -482,8 +482,9 @@ def test_re_keying_replaces_every_secret_of_a_node_and_touches_no_other(
         "policy.mark",
         "guard.term",
     )
-    accepted = "ca/pairs/a@127.0.0.1.pem"  # a key that is known to somebody must not be gone back to
-    assert changed == {f"nodes/a@127.0.0.1/{name}" for name in names} | {accepted}
+    # A key that is known to somebody must not be gone back to; its certificate must stay known.
+    accepted, given = "ca/pairs/a@127.0.0.1.pem", "ca/pairs/a@127.0.0.1.serials"
+    assert changed == {f"nodes/a@127.0.0.1/{name}" for name in names} | {accepted, given}
     secrets = re.compile(rb"[dp][0-9a-f]{64}")
     cookie = "nodes/a@127.0.0.1/cookie.term"
     assert not set(secrets.findall(before[cookie])) & set(secrets.findall(after[cookie]))

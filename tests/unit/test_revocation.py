@@ -88,6 +88,29 @@ async def test_an_identity_is_revoked_with_every_certificate_of_it_that_is_known
 
 
 @pytest.mark.asyncio
+async def test_with_a_node_every_certificate_that_it_was_given_is_revoked() -> None:
+    """One that was renewed is good until it ends, and whoever took its key has it."""
+    async with cluster_of("a", "b") as cluster:
+        await all_running(cluster)
+        cluster.machine.records.given_serials = {A: frozenset({"01", "02", "6100"}), B: frozenset({"6200"})}
+        assert (await cluster.supervisor.revoke(A))["serials"] == ["01", "02", "6100"]
+        cluster.machine.records.given_serials[B] = frozenset({"03", "6200"})
+        assert (await cluster.supervisor.revoke(ID_B))["serials"] == ["03", "6200"]
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_shows_anothers_certificate_has_its_own_revoked() -> None:
+    async with cluster_of("a", "b") as cluster:
+        await all_running(cluster)
+        cluster.machine.records.given_serials = {A: frozenset({"01", "02"}), B: frozenset({"6100", "6200"})}
+        listed = await cluster.supervisor.certificates()  # what stands in a's directory is b's "6100"
+        assert [each["node"] for each in listed["certificates"]] == [B]
+        assert listed["unknown"] == {A: "the certificate in its directory is none that it was given"}
+        assert (await cluster.supervisor.revoke(A))["serials"] == ["01", "02"]
+        assert cluster.machine.overlay.revoked == {"01", "02"}
+
+
+@pytest.mark.asyncio
 async def test_an_identity_that_nobody_has_shown_yet_is_revoked_all_the_same() -> None:
     async with cluster_of("a") as cluster:
         await all_running(cluster)
