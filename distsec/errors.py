@@ -100,6 +100,12 @@ class PassphraseWrong(CaKeyUnavailable):
     """The passphrase opens nothing (EX_NOINPUT)."""
 
 
+class CaKeyUnreadable(CaKeyUnavailable, StoreError):
+    """The CA's sealed key is damaged, or none that this version reads (EX_CANTCREAT). What runs goes on."""
+
+    exit_code = 73
+
+
 class RequestRefused(DistsecError):
     """A signing request, or the answer to one, is not what may be signed or installed (EX_DATAERR)."""
 

@@ -314,7 +314,7 @@ def _write_authority(
     directory = trust.CURRENT
     sealed = None
     if private is not None and seal:
-        sealed = store.keyring.seal(key_pem_of(private), str(store.path(ca.SEALED_FILE)))
+        sealed = store.keyring.seal(key_pem_of(private))
     if _present(store) != chain[0]:
         for relative in (ca.KEY_FILE, ca.SEALED_FILE):
             store.wipe(relative)  # whoever has it could still issue for those who trust the old one

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
+from distsec.beam.drops import DropFault
+from distsec.beam.render import TRUST
 from distsec.core.renewal import Life
 from distsec.core.wanted import Overlay, identity_of
 from distsec.errors import CaKeyUnavailable, CertificateUnusable, StoreError
@@ -189,7 +191,7 @@ def ready(spec: ClusterSpec, store: Store, overlay: Overlay, node: NodeSpec, now
     """
     directory = directory_of(node)
     pairs.complete_pair(store, directory)
-    spoiled: Restored | None = None
+    spoiled = _clear_bundle(store, directory)
     try:
         pair = pairs.read_pair(store, directory)
         found = judge(spec, store, overlay, node, pair, now)
@@ -210,6 +212,14 @@ def ready(spec: ClusterSpec, store: Store, overlay: Overlay, node: NodeSpec, now
     elif pair != pairs.accepted_pair(store, directory):
         _accept(store, directory, pair)
     return spoiled
+
+
+def _clear_bundle(store: Store, directory: str) -> Restored | None:
+    """Writes the bundle anew where something that is no file keeps the node from reading it."""
+    if not store.make_way(f"{directory}/{TRUST}"):
+        return None
+    store.write(f"{directory}/{TRUST}", trust.trust_bundle(store))
+    return Restored(str(DropFault.UNSAFE_FILE), f"cannot be judged by the node: {TRUST} was no regular file")
 
 
 def _accept(store: Store, directory: str, pair: Pair) -> None:

@@ -9,6 +9,7 @@ another host; then it is looked for when something is to be signed, and not befo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
-from distsec.errors import CaKeyUnavailable, StoreError, UsageError
+from distsec.errors import CaKeyUnavailable, CaKeyUnreadable, StoreError, UsageError
 from distsec.model.cluster import Certificate
 from distsec.model.names import NodeName
 from distsec.model.secret import Secret
@@ -81,7 +82,7 @@ class Authority:
         if state is KeyState.ELSEWHERE and not store.exists(certificate):
             new = new_key_pem()
             if seal:
-                store.create(sealed, (unlock or store.keyring).seal(new, str(store.path(sealed))))
+                store.create(sealed, (unlock or store.keyring).seal(new))
             else:
                 store.create(key, new.reveal())
         if not store.exists(certificate):
@@ -110,10 +111,11 @@ class Authority:
             key()  # a file that is spoiled is found out now
         elif state is KeyState.SEALED:
             sealed = f"{directory}/{_SEALED}"
-            if read_sealed(store.read(sealed), str(store.path(sealed))).public != fingerprint(
-                certificate.public_key()
-            ):
-                raise _not_beside(store, relative, _SEALED)
+            # Nodes need the certificate alone: a damaged file is told to whoever wants to sign.
+            with contextlib.suppress(CaKeyUnreadable):
+                found = read_sealed(store.read(sealed), str(store.path(sealed)))
+                if found.public != fingerprint(certificate.public_key()):
+                    raise _not_beside(store, relative, _SEALED)
         cluster = lineage.trust_domain(store, directory, certificate)
         above = lineage.presented(store, directory, certificate)
         return cls(cluster, certificate, key, state, above)

@@ -7,10 +7,11 @@ plain key is overwritten too; what a disk or its snapshots kept of it is not our
 
 from __future__ import annotations
 
-from distsec.errors import CaKeyUnavailable, StoreError
+from distsec.errors import CaKeyUnavailable, PassphraseWrong, StoreError
 from distsec.model.secret import Secret
 from distsec.pki.authority import DIRECTORY, key_state, load_ca_key
 from distsec.pki.keyring import Keyring, KeyState
+from distsec.pki.sealed import read_sealed
 from distsec.pki.store import Store
 
 NEXT_DIRECTORY = "ca/next"
@@ -19,11 +20,20 @@ NEXT_DIRECTORY = "ca/next"
 KEY, SEALED = "key.pem", "key.sealed"
 
 
-def seal_keys(store: Store) -> list[str]:
+def sealed_files(store: Store) -> frozenset[str]:
+    """The files of the CA keys that are sealed now. Raises CaKeyUnavailable."""
+    sealed = [each for each in _with_keys(store) if key_state(store, each) is KeyState.SEALED]
+    return frozenset(f"{directory}/{SEALED}" for directory in sealed)
+
+
+def seal_keys(store: Store, *, prove: bool = False) -> list[str]:
     """Seals every plain CA key with the keyring's new passphrase. Returns the sealed files, those that were
-    sealed already included. Raises CaKeyUnavailable, UsageError, StoreError; then nothing is lost.
+    sealed already included; `prove`: the passphrase has to open these. Raises CaKeyUnavailable,
+    PassphraseWrong, UsageError, StoreError; then nothing is lost.
     """
     with store.locked():
+        for relative in sealed_files(store):
+            _prove(store, relative, opening=prove)
         return [_seal(store, directory) for directory in _with_keys(store)]
 
 
@@ -45,7 +55,7 @@ def change_passphrase(store: Store) -> list[str]:
                     do="use `distsec certs seal`",
                 )
             key = load_ca_key(store, directory)
-            content = store.keyring.seal(key, _where(store, f"{directory}/{SEALED}"))
+            content = store.keyring.seal(key)
             _opens(store, content, key, f"{directory}/{SEALED}")
             store.write(f"{directory}/{SEALED}", content)
             changed.append(f"{directory}/{SEALED}")
@@ -58,7 +68,7 @@ def _seal(store: Store, directory: str) -> str:
         return sealed
     key = load_ca_key(store, directory)
     # What is there already was made by an interrupted call, or is of another day: it is made anew.
-    store.write(sealed, store.keyring.seal(key, _where(store, sealed)))
+    store.write(sealed, store.keyring.seal(key))
     _opens(store, store.read(sealed), key, sealed)
     store.wipe(plain)
     return sealed
@@ -73,6 +83,21 @@ def _unseal(store: Store, directory: str) -> str:
         _same(store, key, store.keyring.open(store.read(sealed), _where(store, sealed)), sealed)
         store.remove(sealed)
     return plain
+
+
+def _prove(store: Store, relative: str, *, opening: bool) -> None:
+    """Raises unless `relative` is whole, and is opened by the new passphrase where that is to be tried."""
+    content, where = store.read(relative), _where(store, relative)
+    read_sealed(content, where)
+    if opening:
+        try:
+            Keyring(store.keyring.new_passphrase or store.keyring.passphrase).open(content, where)
+        except PassphraseWrong:
+            raise PassphraseWrong(
+                "it is sealed already, and not with this passphrase",
+                where=where,
+                do="another passphrase is set by `distsec certs seal --change`",
+            ) from None
 
 
 def _opens(store: Store, content: bytes, key: Secret, relative: str) -> None:

@@ -53,7 +53,7 @@ class Keyring:
 
     def open(self, content: bytes, where: str) -> Secret:
         """The key (PEM) that is sealed in `content` of the file `where`. Takes some tenths of a second the
-        first time. Raises CaKeyUnavailable, PassphraseWrong, and StoreError for a damaged file.
+        first time. Raises CaKeyUnavailable, PassphraseWrong, and CaKeyUnreadable for a damaged file.
         """
         digest = hashlib.sha256(content).digest()
         with self._opening:  # so that many who need it at once pay once
@@ -78,10 +78,14 @@ class Keyring:
         with self._opening:
             self._opened.clear()
 
-    def seal(self, key_pem: Secret, where: str) -> bytes:
-        """What is to be in the file `where` to hold `key_pem`. Raises CaKeyUnavailable, UsageError."""
-        passphrase = _ask(self.new_passphrase or self.passphrase, where)
-        content = seal(key_pem, passphrase, os.urandom(RANDOM_BYTES))
+    def seal(self, key_pem: Secret) -> bytes:
+        """What is to be in a file to hold `key_pem` sealed. Raises CaKeyUnavailable, UsageError."""
+        source = self.new_passphrase or self.passphrase
+        if source is None:
+            raise CaKeyUnavailable(
+                "the CA's key is to be sealed, and no passphrase was given", do=HOW_TO_GIVE_IT
+            )
+        content = seal(key_pem, source(), os.urandom(RANDOM_BYTES))
         self._opened[hashlib.sha256(content).digest()] = key_pem
         return content
 

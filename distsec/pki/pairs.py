@@ -98,6 +98,7 @@ def install_pair(store: Store, directory: str, pair: Pair) -> None:
     readable = _parted(joined)
     if readable is None or not readable.is_whole():
         raise StoreError("this key and this certificate are no pair", where=str(store.path(directory)))
+    store.make_way(f"{directory}/{NEXT}")
     store.write(f"{directory}/{NEXT}", joined)
     _put(store, directory, pair)
 
@@ -108,7 +109,7 @@ def complete_pair(store: Store, directory: str) -> bool:
     Raises StoreError. What is no pair was not written by `install_pair` and is removed: the files of the
     pair themselves are judged by the caller either way.
     """
-    if not store.exists(f"{directory}/{NEXT}"):
+    if store.make_way(f"{directory}/{NEXT}") or not store.exists(f"{directory}/{NEXT}"):
         return False
     pair = _parted(store.read(f"{directory}/{NEXT}"))
     if pair is None or not pair.is_whole():
@@ -138,12 +139,14 @@ def accept_pair(store: Store, directory: str, pair: Pair) -> None:
 def restore_pair(store: Store, directory: str) -> bool:
     """Puts the accepted pair back into `directory`, whatever is there. False: there is none to go back to.
 
-    Symbolic links and files of others are replaced, never followed. Raises StoreError.
+    Symbolic links and files of others are replaced, never followed; a directory is moved aside. Raises
+    StoreError.
     """
     pair = accepted_pair(store, directory)
     if pair is None or not pair.is_whole():
         return False
     for name in (NEXT, KEY, CERTIFICATE):
+        store.make_way(f"{directory}/{name}")
         store.remove(f"{directory}/{name}")
     install_pair(store, directory, pair)
     return True
@@ -151,6 +154,8 @@ def restore_pair(store: Store, directory: str) -> bool:
 
 def _put(store: Store, directory: str, pair: Pair) -> None:
     accept_pair(store, directory, pair)
+    for name in (KEY, CERTIFICATE):
+        store.make_way(f"{directory}/{name}")  # nodes can write there, and are not to keep us from it
     store.write(f"{directory}/{KEY}", pair.key.reveal())
     store.write(f"{directory}/{CERTIFICATE}", pair.certificate)
     store.remove(f"{directory}/{NEXT}")

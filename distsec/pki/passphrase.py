@@ -58,7 +58,8 @@ def from_file(path: Path) -> Source:
         except CaKeyUnavailable:
             raise
         except DistsecError as error:
-            raise CaKeyUnavailable(f"no passphrase: {error.what}", where=str(path), do=error.do) from None
+            do = error.do if os.path.lexists(path) else "name the file that holds it"
+            raise CaKeyUnavailable(f"no passphrase: {error.what}", where=str(path), do=do) from None
 
     return ask
 

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from distsec.errors import PassphraseWrong, StoreError, UsageError
+from distsec.errors import CaKeyUnreadable, PassphraseWrong, UsageError
 from distsec.model.secret import Secret
 
 SHORTEST_PASSPHRASE = 12
@@ -112,12 +112,14 @@ def seal(key_pem: Secret, passphrase: Secret, random: bytes, cost: Cost | None =
 
 
 def read_sealed(content: bytes, where: str) -> SealedKey:
-    """Raises StoreError unless `content`, of the file `where`, is whole and asks for no more than it may."""
+    """Raises CaKeyUnreadable unless `content`, of the file `where`, is whole and asks for no more than it
+    may.
+    """
     found = _FORM.fullmatch(content) if len(content) <= MAX_FILE_BYTES else None
     if found is None:
         other = _OTHER_VERSION.match(content)
         if other is not None and other[1] != b"1":
-            raise StoreError(
+            raise CaKeyUnreadable(
                 f"was sealed by a later distsec (version {int(other[1])} of the format)",
                 where=where,
                 do="use that one",
@@ -132,7 +134,7 @@ def read_sealed(content: bytes, where: str) -> SealedKey:
         and cost.lanes <= MOST_LANES
         and cost.memory_kib * cost.iterations <= MOST_WORK_KIB
     ):
-        raise StoreError(
+        raise CaKeyUnreadable(
             f"asks Argon2id for {cost.memory_kib} KiB, {cost.iterations} times over, in {cost.lanes} lanes,"
             " which is outside of what is spent on a key",
             where=where,
@@ -185,5 +187,5 @@ def _derive(passphrase: Secret, salt: bytes, cost: Cost) -> bytes:
     return kdf.derive(passphrase.reveal())
 
 
-def _damaged(where: str) -> StoreError:
-    return StoreError("is no sealed key, or a damaged one", where=where, do="restore it from a backup")
+def _damaged(where: str) -> CaKeyUnreadable:
+    return CaKeyUnreadable("is no sealed key, or a damaged one", where=where, do="restore it from a backup")

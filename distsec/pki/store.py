@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import shlex
 import stat
 import time
@@ -26,6 +27,9 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 MAX_FILE_BYTES = 4 * 1024 * 1024
 """Nothing that is kept here comes near it; a larger file is none of ours."""
+
+SPOILED_PREFIX = ".distsec-spoiled-"
+"""Of a directory that was found in the place of a file."""
 
 _LOCK_FILE = "lock"
 _LOCK_POLL_SECONDS = 0.05
@@ -118,6 +122,30 @@ class Store:
         try:
             with self._directory(parts.parent) as directory:
                 os.unlink(parts.name, dir_fd=directory)
+                os.fsync(directory)
+        except (_Missing, FileNotFoundError):
+            return False
+        except OSError as error:
+            raise self._refused(path, error) from error
+        return True
+
+    def make_way(self, relative: str) -> bool:
+        """Moves whatever is no regular file out of the way of one; True: there was something.
+
+        A directory is renamed beside itself (SPOILED_PREFIX), never emptied: it may hold anything. A symbolic
+        link, a FIFO or a socket is removed itself. Whoever can write there can do all that too.
+        """
+        path, parts = self.path(relative), _parts(relative)
+        try:
+            with self._directory(parts.parent) as directory:
+                found = os.stat(parts.name, dir_fd=directory, follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    return False
+                if stat.S_ISDIR(found.st_mode):
+                    aside = SPOILED_PREFIX + secrets.token_hex(8)
+                    os.rename(parts.name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+                else:
+                    os.unlink(parts.name, dir_fd=directory)
                 os.fsync(directory)
         except (_Missing, FileNotFoundError):
             return False

@@ -36,7 +36,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileFact:
-    """`trusted`: the uids that may own it; `sheltered`: a directory above it is closed to everybody else."""
+    """`trusted`: the uids that may own it; `sheltered`: a directory above it is closed to everybody else;
+    `part`: the directory with whose files it is told, where there are many."""
 
     path: str
     role: Role
@@ -45,6 +46,15 @@ class FileFact:
     uid: int
     trusted: frozenset[int]
     sheltered: bool = False
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """Not everything below `part` was looked at: in `directory` it was too much."""
+
+    part: str
+    directory: str
 
 
 class Source(StrEnum):
@@ -96,7 +106,9 @@ class CertificateFact:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityFact:
-    """The cluster's CA. `known`: every CA certificate that is kept, during a rotation several."""
+    """The cluster's CA. `known`: every CA certificate that is kept, during a rotation several;
+    `damaged`: (file, what is wrong with it) of sealed keys; `sealed_for`: the fingerprint in
+    ca/key.sealed."""
 
     place: str
     certificate: x509.Certificate | None
@@ -106,6 +118,8 @@ class AuthorityFact:
     sealed: bool
     plain: bool
     known: tuple[x509.Certificate, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
+    sealed_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +229,8 @@ class PolicyFact:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All of one look. `now` is Unix seconds. `damage`: (place, what, what to do) of state that cannot be
-    understood; `unseen`: what could not be looked at; `elsewhere`: (emulator, pid) that listen in another
-    network namespace."""
+    understood; `unseen`: what could not be looked at; `unlisted`: what was too much to look at; `elsewhere`:
+    (emulator, pid) that listen in another network namespace."""
 
     now: float
     spec: ClusterSpec | None = None
@@ -238,4 +252,5 @@ class Facts:
     status_problem: str | None = None
     damage: tuple[tuple[str, str, str], ...] = ()
     unseen: tuple[str, ...] = ()
+    unlisted: tuple[Unlisted, ...] = ()
     elsewhere: tuple[tuple[str, int], ...] = ()

@@ -67,6 +67,7 @@ class Code(StrEnum):
     CA_KEY_OFFLINE = "ca_key_offline"
     CA_KEY_UNSEALED = "ca_key_unsealed"
     CA_KEY_BESIDE_SEALED = "ca_key_beside_sealed"
+    CA_KEY_DAMAGED = "ca_key_damaged"
     # files
     SECRET_EXPOSED = "secret_exposed"  # noqa: S105  a code
     FILE_EXPOSED = "file_exposed"
@@ -77,6 +78,7 @@ class Code(StrEnum):
     DIRECTORY_EXPOSED = "directory_exposed"
     DIRECTORY_WRITABLE = "directory_writable"
     PARENT_REPLACEABLE = "parent_replaceable"
+    TOO_MANY_FILES = "too_many_files"
     # cookies
     COOKIE_WELL_KNOWN = "cookie_well_known"
     COOKIE_WEAK = "cookie_weak"

@@ -23,6 +23,7 @@ from distsec.supervisor.hub import Hub
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.renewal import Renewal
 from distsec.supervisor.succession import Held, Succession
+from distsec.supervisor.threads import to_its_end
 
 CAUSE = "ca_rotation"
 """The reason of CertificateRenewed."""
@@ -66,6 +67,12 @@ class CaNodes:
     async def bring(self, phase: Phase, names: Collection[str]) -> core.Brought:
         """Bundles first, then leaves, then whoever runs is told and asked what it has."""
         self.waiting = set(names)
+        try:
+            return await self._bring(phase, names)
+        finally:
+            self.waiting = set()
+
+    async def _bring(self, phase: Phase, names: Collection[str]) -> core.Brought:
         missing: dict[str, str] = {}
         written: set[str] = set()
         nodes = [node for name in sorted(names) if (node := self._cluster.nodes.get(name)) is not None]
@@ -82,7 +89,7 @@ class CaNodes:
             if node.name not in held:
                 continue
             try:
-                held[node.name] = await asyncio.to_thread(self._files.held, node.spec)
+                held[node.name] = await to_its_end(self._files.held, node.spec)
             except (DistsecError, ValueError) as error:
                 missing[node.name] = str(error)
                 continue
@@ -91,6 +98,7 @@ class CaNodes:
             else:
                 missing.setdefault(node.name, "its certificate is not of the CA that it is to be of")
         asked = [node for node in nodes if node.name in written]
+        self.waiting = {node.name for node in asked}
         answers = await asyncio.gather(*(self._told(node, held[node.name], phase) for node in asked))
         for node, why in zip(asked, answers, strict=True):
             if why is None:
@@ -98,20 +106,26 @@ class CaNodes:
             else:
                 missing[node.name] = why
         confirmed = frozenset(names) & self.names() - missing.keys()
-        self.waiting = set()
         return core.Brought(phase, self.names(), confirmed, missing, frozenset(written))
 
     async def _write(self, node: ManagedNode, leaf: Ca) -> Held:
         """Its bundle; what it has then, of which the leaf may still be of the other CA than `leaf`."""
         if node.name in self._cluster.desk.wanted.overlay.condemned:
             raise UsageError("it is being re-keyed; wait until `distsec status` says so")
-        await asyncio.to_thread(self._files.write_bundle, node.spec)
-        held = await asyncio.to_thread(self._files.held, node.spec)
+        await to_its_end(self._files.write_bundle, node.spec)
+        held = await to_its_end(self._files.held, node.spec)
         if held.leaf != leaf == Ca.NEW:
-            await asyncio.to_thread(self._files.keep_witness, node.spec)
+            await to_its_end(self._files.keep_witness, node.spec)
         return held
 
     async def _told(self, node: ManagedNode, held: Held, phase: Phase) -> str | None:
+        """As `_asked`; nobody waits for it after that."""
+        try:
+            return await self._asked(node, held, phase)
+        finally:
+            self.waiting.discard(node.name)
+
+    async def _asked(self, node: ManagedNode, held: Held, phase: Phase) -> str | None:
         """Why it, running, has not what its files say; None: it has, or it does not run."""
         trusted = await asyncio.to_thread(self._files.trusted)
         why = "its agent does not answer"

@@ -13,7 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from distsec.core import rotation as core
-from distsec.core.rotation import Attain, Bring, Ca, Check, Command, Finish, Phase, Reached, Rotation, Save
+from distsec.core.rotation import (
+    WANTED,
+    Attain,
+    Bring,
+    Ca,
+    Check,
+    Command,
+    Finish,
+    Phase,
+    Reached,
+    Rotation,
+    Save,
+)
 from distsec.core.wanted import listed_names
 from distsec.errors import DistsecError, NotAcknowledged, Unavailable, UsageError
 from distsec.model.events import EventType, SecurityEvent, Severity
@@ -69,6 +81,7 @@ class CaRotation:
         self._nodes = CaNodes(cluster, renewal)
         self._state = Rotation()
         self._woken = asyncio.Event()
+        self._unasked: asyncio.Task[None] | None = None  # what nobody waits for
 
     # ---- what the supervisor calls
 
@@ -84,8 +97,8 @@ class CaRotation:
             self._cluster.note("notice", "the rotation of the CA goes on by command", phase=word)
         pause = REASSERT_SECONDS
         while True:
-            if self._behind:
-                await self._reassert()
+            if self._behind and self._busy is None:
+                await self._give_way_to_commands()
             self._woken.clear()
             try:
                 async with asyncio.timeout(pause if self._behind else None):
@@ -136,6 +149,8 @@ class CaRotation:
                 f"`certs rotate-ca {self._busy}` is under way", do="see `distsec certs rotate-ca status`"
             )
         self._busy = command
+        if self._unasked is not None:
+            self._unasked.cancel()
         try:
             async with self._lock:
                 return await self._drive(command, elsewhere)
@@ -176,10 +191,16 @@ class CaRotation:
             state, effects = core.step(state, event)
 
     async def _save(self, phase: Phase) -> None:
-        """Nobody issues by the phase before while this one is saved, or installs later what was issued so."""
-        async with self._renewal.holding(self._cluster.nodes):
+        """Nobody issues by the phase before while this one is saved, or installs later what was issued so.
+
+        Where the CA in `ca/` issues before and after there is nothing to wait for: whoever renews a node
+        waits for its agent, and a silent one would keep every prepare and its rollback waiting.
+        """
+        before = self._state.phase
+        issuers = {WANTED[before].leaf, WANTED[phase].leaf}
+        async with self._renewal.holding(() if issuers == {Ca.OLD} else self._cluster.nodes):
             await asyncio.to_thread(self._files.save, phase, time.time())
-        before, self._state = self._state.phase, Rotation(phase)
+        self._state = Rotation(phase)
         self._cluster.note("info", "rotation of the CA", phase=str(phase))
         if before is Phase.RETIRING:
             await asyncio.to_thread(self._files.discard)  # what ca/ holds by now
@@ -224,6 +245,18 @@ class CaRotation:
         return core.Passed(check, phase, self._nodes.names())
 
     # ---- by itself
+
+    async def _give_way_to_commands(self) -> None:
+        """Reasserts until a command is given, which ends it: it may be waiting for a node that is silent."""
+        self._unasked = asyncio.create_task(self._reassert())
+        try:
+            await self._unasked
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+        finally:
+            self._unasked = None
 
     async def _reassert(self) -> None:
         """Nobody waits for this, and no phase is left by it."""

@@ -211,8 +211,14 @@ class Drops:
     async def _decide(self, node: ManagedNode, place: Place, seen: Seen) -> None:
         restored = ""
         if place is Place.DIRECTORY:
-            done = await asyncio.to_thread(self._cluster.machine.credentials.restore, node.spec)
-            restored = "the one before it is in its place again" if done else "there is none to go back to"
+            try:
+                done = await asyncio.to_thread(self._cluster.machine.credentials.restore, node.spec)
+            except DistsecError as error:
+                restored = f"the one before it could not be put back: {error.what}"
+            else:
+                restored = (
+                    "the one before it is in its place again" if done else "there is none to go back to"
+                )
             if seen.reason == INTERRUPTED:
                 return
         self._refuse(node, str(seen.reason), f"{seen.what}; {restored}".strip("; "), seen.serial)

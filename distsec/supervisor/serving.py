@@ -21,6 +21,7 @@ from distsec.pki.pairs import Pair
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.link_proof import Links
 from distsec.supervisor.node import ManagedNode
+from distsec.supervisor.threads import to_its_end
 
 RELOAD_SECONDS = 10.0
 SERVED_SECONDS = 15.0
@@ -127,7 +128,7 @@ class Serving:
         credentials = self._cluster.machine.credentials
         before: Pair | None = None
         try:
-            before = await asyncio.to_thread(issue, node)
+            before = await to_its_end(issue, node)
             await self.reread(node)
             outcome.serial, outcome.not_after = self._installed(node)
             outcome.running = node.status.state not in _GONE
@@ -135,7 +136,7 @@ class Serving:
                 await self._served(node, outcome.serial)
         except AgentCommandFailed as error:
             if error.reason == REJECTED and before is not None:
-                await asyncio.to_thread(credentials.install, node.spec, before)
+                await to_its_end(credentials.install, node.spec, before)
                 await self.reread(node)
             outcome.failure, outcome.error = error, _refusal(error)
         except (DistsecError, OSError) as error:

@@ -194,6 +194,7 @@ class StateSuccession:
         """
         relative = f"{provision.node_directory(node.name)}/{render.TRUST}"
         wanted = trust.trust_bundle(self._store)
+        self._store.make_way(relative)  # the node can write there, and is not to keep us from it
         if self._store.exists(relative):
             found = self._store.read(relative)
             if found == wanted:

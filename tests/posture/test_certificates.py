@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from distsec.model.secret import Secret
+from distsec.pki import sealed
 from distsec.pki.authority import serial_text
 from distsec.posture.finding import Code
 from tests.posture.planted import (
@@ -216,6 +219,36 @@ def key_of_another_ca(clean: Planted) -> None:
 def sealed_and_plain(clean: Planted) -> None:
     (clean.state / "ca/key.sealed").write_bytes(b"{}")
     (clean.state / "ca/key.sealed").chmod(0o600)
+
+
+@plants(Code.CA_KEY_DAMAGED)
+def sealed_key_cut_off(clean: Planted) -> None:
+    seal_ca(clean, lambda content: content[:-10])
+
+
+@plants(Code.CA_KEY_DAMAGED)
+def sealed_key_empty(clean: Planted) -> None:
+    seal_ca(clean, lambda content: b"")
+
+
+@plants(Code.CA_KEY_MISMATCH)
+def sealed_key_of_another_ca(clean: Planted) -> None:
+    (clean.state / "ca/key.pem").write_bytes(key_pem(ec.generate_private_key(ec.SECP256R1())))
+    seal_ca(clean, lambda content: content)
+
+
+def seal_ca(clean: Planted, change: Callable[[bytes], bytes]) -> None:
+    plain, sealed_file = clean.state / "ca/key.pem", clean.state / "ca/key.sealed"
+    cost = sealed.Cost(memory_kib=sealed.LEAST_MEMORY_KIB, iterations=1, lanes=1)
+    word, random = Secret(b"correct horse battery staple"), bytes(sealed.RANDOM_BYTES)
+    sealed_file.write_bytes(change(sealed.seal(Secret(plain.read_bytes()), word, random, cost)))
+    sealed_file.chmod(0o600)
+    plain.unlink()
+
+
+def test_a_sealed_key_in_good_order_is_nothing_to_tell(clean: Planted) -> None:
+    seal_ca(clean, lambda content: content)
+    assert told(clean.check()) == set()
 
 
 @pytest.mark.parametrize(("code", "plant"), CASES, ids=[plant.__name__ for _, plant in CASES])

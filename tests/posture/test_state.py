@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from distsec.posture.collect import reading
 from distsec.posture.finding import Code, Severity
+from distsec.posture.judge import files
 from tests.posture.planted import A, B, Corpus, Plant, Planted, check_planted, told
 
 CASES = Corpus()
@@ -261,3 +263,54 @@ def configuration_for_the_group(clean: Planted) -> None:
 @pytest.mark.parametrize(("code", "plant"), CASES, ids=[plant.__name__ for _, plant in CASES])
 def test_what_is_planted_is_found_and_nothing_else(clean: Planted, code: Code, plant: Plant) -> None:
     check_planted(clean, code, plant)
+
+
+# ---- more than is looked at ----------
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of one part of the state so many files are looked at here."""
+    monkeypatch.setattr(reading, "MAX_ENTRIES", 60)
+    return 60
+
+
+@pytest.mark.parametrize(
+    "flooded", ["nodes/a@127.0.0.1", "nodes/a@127.0.0.1/many", "nodes/z@127.0.0.1", "ca", "ca/issued", "."]
+)
+def test_no_number_of_files_hides_what_is_wrong_with_those_that_matter(
+    clean: Planted, few: int, flooded: str
+) -> None:
+    directory = clean.state / flooded
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for number in range(30 * few):  # so that chance does not list the others among the first
+        (directory / f"!{number}").touch(0o600)
+    exposed = [clean.node(A) / "key.pem", clean.node(B) / "agent.key", clean.state / "ca/policy.key"]
+    for path in exposed:
+        path.chmod(0o644)
+    findings = clean.check()
+    assert {each.where for each in findings if each.code is Code.SECRET_EXPOSED} == set(map(str, exposed))
+    [told_of] = [each for each in findings if each.code is Code.TOO_MANY_FILES]
+    assert (told_of.severity, told_of.where) == (Severity.MEDIUM, str(directory.resolve()))
+
+
+def test_many_nodes_with_many_files_each_are_looked_at_in_full(clean: Planted, few: int) -> None:
+    for name in (A, B):
+        for number in range(few // 2):
+            (clean.node(name) / f"!{number}").touch(0o600)
+    (clean.node(B) / "zz.key").touch(0o644)
+    assert told(clean.check()) == {Code.SECRET_EXPOSED}
+
+
+def test_many_findings_of_one_kind_are_told_as_one_with_their_number(clean: Planted) -> None:
+    many = clean.node() / "many"
+    many.mkdir(mode=0o700)
+    for number in range(200):
+        (many / f"{number:03}").touch(0o600)
+        (many / f"{number:03}").chmod(0o644)
+    (clean.node() / "policy.term").chmod(0o644)
+    found = [each for each in clean.check() if each.code is Code.FILE_EXPOSED]
+    assert len(found) == files.TOLD_ALIKE + 1
+    assert str(clean.node() / "policy.term") in {each.where for each in found}, "what is known is told first"
+    [rest] = [each for each in found if each.where == str(many)]
+    assert rest.what.startswith(f"{201 - files.TOLD_ALIKE} more of the kind, the first of them {many}/")

@@ -145,6 +145,30 @@ def test_without_its_passphrase_nodes_run_on_and_whoever_needs_the_key_is_told(
     assert cluster.distsec("shell", "a@127.0.0.1", "--eval", "node().").stdout.strip() == "'a@127.0.0.1'"
 
 
+def test_with_a_damaged_key_the_orchestrator_starts_and_revokes_and_whoever_needs_the_key_is_told(
+    cluster: Cluster,
+) -> None:
+    before, said = pids(cluster), "is no sealed key, or a damaged one; restore it from a backup"
+    file = cluster.state / "ca" / "key.sealed"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    told = len(lines(cluster, "no certificate can be issued or renewed here"))
+    restart_orchestrator(cluster)
+    assert pids(cluster) == before
+    cluster.wait(
+        lambda: len(lines(cluster, "no certificate can be issued or renewed here")) > told, "the warning"
+    )
+    assert said in lines(cluster, "no certificate can be issued or renewed here")[-1]
+    assert cluster.distsec("certs", "revoke", "0a1b").returncode == 0
+    for args in (("shell", "a@127.0.0.1", "--eval", "node()."), ("certs", "renew", "a@127.0.0.1")):
+        refused = cluster.distsec(*args, check=False)
+        assert refused.returncode == 73, refused.stderr
+        assert said in refused.stderr
+
+    file.write_bytes(whole)  # no restart
+    assert cluster.distsec("shell", "a@127.0.0.1", "--eval", "node().").stdout.strip() == "'a@127.0.0.1'"
+
+
 def test_a_descriptor_gives_the_passphrase_and_no_node_inherits_it(cluster: Cluster) -> None:
     give_passphrase(cluster, None)
     cluster.terminate()

@@ -154,6 +154,31 @@ def test_nodes_that_have_what_the_phase_wants_are_confirmed(world: World, nodes:
     assert not nodes.waiting
 
 
+def test_who_is_waited_for_is_known_while_it_is_silent_and_nobody_afterwards(
+    world: World, nodes: CaNodes
+) -> None:
+    asked, never = asyncio.Event(), asyncio.Event()
+    world.spec.acknowledge_deadline_seconds = 60
+
+    async def silence(*_: Any) -> Reply:
+        asked.set()
+        await never.wait()
+        raise AssertionError
+
+    async def look() -> None:
+        world.nodes[B].command = silence  # type: ignore[method-assign]
+        bringing = asyncio.create_task(nodes.bring(Phase.ACTIVATING, {A, B}))
+        async with asyncio.timeout(5):
+            await asked.wait()
+            while nodes.waiting != {B}:
+                await asyncio.sleep(0)
+        bringing.cancel()
+        await asyncio.gather(bringing, return_exceptions=True)
+        assert nodes.waiting == set()
+
+    asyncio.run(look())
+
+
 def test_who_has_a_leaf_of_the_other_ca_is_given_one(world: World, nodes: CaNodes) -> None:
     world.held[B] = Held("0e", "ca", ("ca", "ca/next"))
     brought = bring(nodes)

@@ -92,6 +92,20 @@ def test_an_installation_that_was_interrupted_is_finished(spec: ClusterSpec, sto
     assert pairs.read_pair(store, DIRECTORY) == new
 
 
+def test_a_directory_in_the_place_of_the_bundle_is_moved_aside_and_told(
+    spec: ClusterSpec, store: Store
+) -> None:
+    ready(spec, store)
+    bundle = store.read(f"{DIRECTORY}/trust.pem")
+    store.remove(f"{DIRECTORY}/trust.pem")
+    store.ensure_directory(f"{DIRECTORY}/trust.pem/x")
+    found = ready(spec, store)
+    assert isinstance(found, node_pairs.Restored)
+    assert (found.reason, "trust.pem" in found.what) == ("unsafe_file", True)
+    assert store.read(f"{DIRECTORY}/trust.pem") == bundle
+    assert ready(spec, store) is None
+
+
 def garbage(store: Store) -> None:
     store.write(f"{DIRECTORY}/certificate.pem", b"garbage")
 

@@ -169,6 +169,14 @@ def test_a_foreign_bundle_is_refused_in_every_phase_and_left_as_it_is(
         assert store.read("nodes/a@127.0.0.1/trust.pem") == bundle
 
 
+def test_a_directory_in_the_place_of_a_bundle_keeps_no_phase_waiting(store: Store, spec: ClusterSpec) -> None:
+    files = prepared(store, spec, Phase.PREPARING)
+    store.remove("nodes/a@127.0.0.1/trust.pem")
+    store.ensure_directory("nodes/a@127.0.0.1/trust.pem/x")
+    files.write_bundle(spec.nodes[0])
+    assert store.read("nodes/a@127.0.0.1/trust.pem") == trust.trust_bundle(store)
+
+
 def test_the_new_ca_takes_the_place_wherever_that_is_interrupted(
     store: Mortal, spec: ClusterSpec, tmp_path: Path
 ) -> None:

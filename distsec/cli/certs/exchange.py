@@ -20,7 +20,7 @@ _SECRET = b"PRIVATE KEY-----"
 
 
 def read_file(path: Path) -> bytes:
-    """All of it, or of stdin where `path` is `-`. Raises StoreError, also if it is too long."""
+    """All of it, or of stdin where `path` is `-`. Raises UsageError, also if it is too long."""
     try:
         if path == STDIO:
             content: bytes = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
@@ -28,9 +28,11 @@ def read_file(path: Path) -> bytes:
             with path.open("rb") as stream:
                 content = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise _refused(path, error, "read") from None
+        raise UsageError(
+            f"cannot be read: {_reason(error)}", where=str(path), do="name another file"
+        ) from None
     if len(content) > MAX_FILE_BYTES:
-        raise StoreError(
+        raise UsageError(
             f"is larger than {MAX_FILE_BYTES} bytes", where=str(path), do="is it the right file?"
         )
     return content
@@ -51,7 +53,9 @@ def write_file(path: Path, content: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise _refused(path, error, "written") from None
+        raise StoreError(
+            f"cannot be written: {_reason(error)}", where=str(path), do="see to it and run it again"
+        ) from None
 
 
 def check_replaceable(path: Path) -> None:
@@ -72,6 +76,5 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def _refused(path: Path, error: OSError, verb: str) -> StoreError:
-    reason = (os.strerror(error.errno) if error.errno else "unusable").lower()
-    return StoreError(f"cannot be {verb}: {reason}", where=str(path), do="see to it and run it again")
+def _reason(error: OSError) -> str:
+    return (os.strerror(error.errno) if error.errno else "unusable").lower()

@@ -159,7 +159,7 @@ def _show(done: Imported, node: str | None, as_json: bool) -> None:
 
 
 def _file(path: Path) -> Brought:
-    """Raises StoreError."""
+    """Raises UsageError."""
     from distsec.beam.imports import Brought
     from distsec.cli.certs.exchange import read_file
 

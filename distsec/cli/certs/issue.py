@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -59,6 +61,7 @@ def command(
     from distsec.cli.ca_place import find_ca
     from distsec.cli.certs.exchange import read_file
     from distsec.cli.certs.serving import told_of_issue
+    from distsec.errors import DistsecError
     from distsec.model.names import NodeName
     from distsec.model.text import escape
 
@@ -67,10 +70,18 @@ def command(
     name = NodeName.parse(node)
     request = None if csr is None else (read_file(csr), str(csr))
     lifetime = days or (place.spec.certificate_days if place.spec is not None else DAYS)
-    target = issuing.open_target(out if out is not None else Path(str(name)))
-    made = issuing.issue_elsewhere(
-        store, place.spec, name, address=address, days=lifetime, request=request, now=time.time()
-    )
+    directory = out if out is not None else Path(str(name))
+    new = not os.path.lexists(directory)
+    target = issuing.open_target(directory)
+    try:
+        made = issuing.issue_elsewhere(
+            store, place.spec, name, address=address, days=lifetime, request=request, now=time.time()
+        )
+    except DistsecError:
+        if new:
+            with contextlib.suppress(OSError):
+                target.root.rmdir()
+        raise
     files = issuing.write_out(target, made)
     if as_json:
         click.echo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from distsec.cli.options import client, config_option
 from distsec.cli.status_words import remaining, shown
 
 _HEADER = ("NODE", "SERIAL", "EXPIRES", "STATE")
+_COLUMNS = 80
 
 
 @click.command("list")
@@ -71,7 +73,17 @@ def _print_issuers(certificates: Iterable[Mapping[str, Any]]) -> None:
     for each in certificates:
         issuers.setdefault(shown(each.get("issuer")), []).append(shown(each.get("node")))
     for issuer, nodes in issuers.items():
-        click.echo(f"\nissuer: {issuer}" + (f"  ({', '.join(nodes)})" if len(issuers) > 1 else ""))
+        text = f"issuer: {issuer}" + (f"  ({', '.join(nodes)})" if len(issuers) > 1 else "")
+        click.echo("\n" + _wrapped(text))
+
+
+def _wrapped(text: str) -> str:
+    """In 80 columns; no word is broken, so that it can be searched for."""
+    if len(text) <= _COLUMNS:
+        return text
+    return textwrap.fill(
+        text, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _print_revoked(document: Mapping[str, Any], known: Iterable[Any], now: float) -> None:

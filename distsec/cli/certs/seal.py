@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def seal(
 
     The passphrase comes from --passphrase-file or --passphrase-fd, from where the configuration or systemd
     keeps it, or is asked for on the terminal, twice. The plain key is removed after the sealed one was read
-    back and opened. Interrupted, run it again.
+    back and opened. Interrupted, run it again. A key that is sealed already stays as it is; a passphrase
+    that is given has to open it.
 
     \b
     distsec certs seal
@@ -43,15 +45,20 @@ def seal(
     """
     from distsec.cli.ca_place import find_ca
     from distsec.errors import UsageError
-    from distsec.pki.custody import change_passphrase, seal_keys
+    from distsec.pki.custody import change_passphrase, seal_keys, sealed_files
     from distsec.pki.passphrase import of_service
 
     new = Given(new_passphrase_fd, new_passphrase_file)
     if not change and new != Given():
         raise UsageError("a new passphrase is given for a key that has none", do="add --change")
     place = find_ca(ca_directory, config)
-    store = place.store(Given(passphrase_fd, passphrase_file), new if change else None, sealing=True)
-    _show(store, change_passphrase(store) if change else seal_keys(store), "sealed")
+    given = Given(passphrase_fd, passphrase_file)
+    store = place.store(given, new if change else None, sealing=True)
+    if change:
+        _show(store, change_passphrase(store), "sealed")
+    else:
+        before = sealed_files(store)
+        _show(store, seal_keys(store, prove=given != Given()), "sealed", before)
     if place.spec is not None and of_service(os.environ, place.spec.ca_passphrase_file) is None:
         click.echo(
             "distsec: the orchestrator issues nothing until it has the passphrase:"
@@ -78,8 +85,10 @@ def unseal(
     _show(store, unseal_keys(store), "plain")
 
 
-def _show(store: Store, files: list[str], how: str) -> None:
+def _show(store: Store, files: list[str], how: str, before: Collection[str] = ()) -> None:
+    """`before`: files that were so before."""
     from distsec.model.text import escape
 
     for relative in files:
-        click.echo(f"{escape(str(store.path(relative)), limit=4096)}  {how}")
+        already = " already" if relative in before else ""
+        click.echo(f"{escape(str(store.path(relative)), limit=4096)}  {how}{already}")

@@ -25,10 +25,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from distsec.beam import render
 from distsec.beam.erlang_text import Symbol
 from distsec.core.wanted import FIRST_GENERATION
+from distsec.errors import CaKeyUnreadable
 from distsec.model.cluster import ClusterSpec, NodeSpec
-from distsec.posture.collect import cookies, pem
+from distsec.pki.sealed import read_sealed
+from distsec.posture.collect import cookies, inventory, pem
 from distsec.posture.collect.host import key_kind, read_optfile
-from distsec.posture.collect.reading import MAX_ENTRIES, Read, fact, parents, read, target, walk
+from distsec.posture.collect.reading import Read, fact, parents, read, target
 from distsec.posture.consult import ConsultError, consult
 from distsec.posture.facts import (
     AuthorityFact,
@@ -39,13 +41,12 @@ from distsec.posture.facts import (
     PolicyFact,
     Role,
     Source,
+    Unlisted,
 )
 
 _GENERATION: Final = re.compile(rb"^\s*generation => (\d{1,18}),$", re.MULTILINE)
 _MARK: Final = re.compile(rb"distsec_mark 1 (\d{1,18})\n?")
 _SIGNATURE: Final = re.compile(rb'\{signature, <<"([A-Za-z0-9+/=]{1,200})">>\}\.\n?')
-_SECRET_NAMES: Final = frozenset({"cookie.term", "cookie.next", "next.pem"})
-_SECRET_ENDINGS: Final = (".key", ".secret", ".sealed", "key.pem")
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class StateFacts:
     revoked: frozenset[str] = frozenset()
     damage: list[tuple[str, str, str]] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    unlisted: list[Unlisted] = field(default_factory=list)
 
 
 def describe(spec: ClusterSpec, now: float) -> StateFacts:
@@ -84,7 +86,9 @@ def describe(spec: ClusterSpec, now: float) -> StateFacts:
         found.unseen.append(f"the state directory {state}: {os.strerror(error.errno or 0).lower()}")
         return found
     found.files.append(root)
-    _walk(found, state, root.uid)
+    stock = inventory.take(state, [str(node.name) for node in spec.nodes], root.uid)
+    found.files += stock.files
+    found.unlisted = stock.unlisted
     overlay = _overlay(found, state)
     found.revoked = frozenset(text for text in overlay.get("revoked", ()) if isinstance(text, str))
     found.ports = _ports(found, spec, state)
@@ -97,34 +101,16 @@ def describe(spec: ClusterSpec, now: float) -> StateFacts:
     return found
 
 
-def _walk(found: StateFacts, state: Path, owner: int) -> None:
-    trusted = frozenset({owner})
-    count = 0
-    for path in walk(state):
-        count += 1
-        if (status := fact(path, _role(path, state), trusted)) is not None:
-            found.files.append(status)
-    if count >= MAX_ENTRIES:
-        found.unseen.append(f"more than {MAX_ENTRIES} files below {state}")
-
-
-def _role(path: Path, state: Path) -> Role:
-    """By its name, and of PEM by what it holds: a pair on its way has a key in it too."""
-    secret = path.name in _SECRET_NAMES or path.name.endswith(_SECRET_ENDINGS)
-    if not secret and path.suffix == ".pem":
-        secret = b"PRIVATE KEY-----" in (read(path).content or b"")
-    if not secret:
-        return Role.PRIVATE
-    return Role.CA_SECRET if path.relative_to(state).parts[0] == "ca" else Role.SECRET
-
-
 # ---- the authority -----------------------------------------------------------------------------------------
 
 
 def _authority(directory: Path) -> AuthorityFact:
     path = directory / "certificate.pem"
     chain, problem, missing = pem.load(path)
-    sealed = any(_there(directory / name) for name in ("key.sealed",))
+    sealed = _there(directory / "key.sealed")
+    sealed_for, sealed_problem = _sealed(directory / "key.sealed")
+    _, coming_problem = _sealed(directory / "next/key.sealed")
+    problems = ((directory / "key.sealed", sealed_problem), (directory / "next/key.sealed", coming_problem))
     plain = _there(directory / "key.pem")
     key, key_problem, _ = pem.load_public_half(directory / "key.pem") if plain else (None, None, True)
     return AuthorityFact(
@@ -136,7 +122,20 @@ def _authority(directory: Path) -> AuthorityFact:
         sealed=sealed,
         plain=plain,
         known=tuple(_known(directory)),
+        damaged=tuple((str(file), problem) for file, problem in problems if problem is not None),
+        sealed_for=sealed_for,
     )
+
+
+def _sealed(path: Path) -> tuple[str | None, str | None]:
+    """(fingerprint of the key that is sealed there, what is wrong with the file)."""
+    content = read(path)
+    if content.content is None:
+        return None, None if content.missing or content.denied else content.problem
+    try:
+        return read_sealed(content.content, str(path)).public, None
+    except CaKeyUnreadable as error:
+        return None, error.what
 
 
 def _known(directory: Path) -> Iterator[x509.Certificate]:

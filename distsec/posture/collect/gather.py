@@ -97,6 +97,7 @@ def gather_cluster(
         status_problem=status_problem,
         damage=tuple(state.damage),
         unseen=(*state.unseen, *found.unseen),
+        unlisted=tuple(state.unlisted),
     )
 
 

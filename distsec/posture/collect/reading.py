@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ MAX_PROC_BYTES: Final = 1 << 18
 """Of one file in /proc: arguments and environments are the process's own choice."""
 
 MAX_ENTRIES: Final = 20_000
-"""Of a directory tree; more are not looked at, and that is said."""
+"""Of one part of a directory tree; more are not looked at, and that is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +104,29 @@ def sheltered(path: Path) -> bool:
     return False
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Everything below `root`, which is not yielded itself; symlinks are not followed. At most
-    MAX_ENTRIES; what cannot be listed is left out."""
-    pending, count = [root], 0
+def walk(root: Path, leave: frozenset[Path] = frozenset()) -> tuple[list[Path], Path | None]:
+    """At most MAX_ENTRIES of what is below `root`, and the directory at which there were more (None: none).
+
+    Symlinks are not followed, and directories of `leave` not entered; what cannot be listed is left out.
+    """
+    paths: list[Path] = []
+    pending = [root]
     while pending:
         directory = pending.pop()
+        room = MAX_ENTRIES - len(paths)
         try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+            with os.scandir(directory) as listed:
+                entries = list(islice(listed, room + 1))
         except OSError:
             continue
-        for entry in entries:
-            count += 1
-            if count > MAX_ENTRIES:
-                return
+        for entry in sorted(entries[:room], key=lambda entry: entry.name):
             path = Path(entry.path)
-            yield path
-            if entry.is_dir(follow_symlinks=False):
+            paths.append(path)
+            if path not in leave and entry.is_dir(follow_symlinks=False):
                 pending.append(path)
+        if len(entries) > room:
+            return paths, directory
+    return paths, None
 
 
 def _resolved(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from cryptography import x509
 
 from distsec.model.cluster import Mode
+from distsec.pki.sealed import fingerprint
 from distsec.posture.facts import AuthorityFact, Facts
 from distsec.posture.finding import Code, Finding, Severity
 from distsec.posture.judge.certificates import soon_seconds, strength
@@ -73,7 +73,7 @@ def _key(fact: AuthorityFact, facts: Facts) -> Iterator[Finding]:
             Code.CA_KEY_BESIDE_SEALED,
             what="the CA's key lies unencrypted beside its sealed form",
             where=f"{directory}/key.pem",
-            fix=f"shred -u {shlex.quote(directory)}/key.pem",
+            fix="distsec certs seal; it seals the key anew, and removes the plain one",
         )
     elif fact.plain and facts.spec is not None and facts.spec.mode is Mode.PRODUCTION:
         yield Finding.of(
@@ -91,8 +91,8 @@ def _key(fact: AuthorityFact, facts: Facts) -> Iterator[Finding]:
             where=directory,
         )
     if not fact.plain:
-        return
-    if fact.key is None:
+        yield from _sealed(fact)
+    elif fact.key is None:
         yield Finding.of(
             Severity.HIGH,
             Code.KEY_UNREADABLE,
@@ -105,6 +105,27 @@ def _key(fact: AuthorityFact, facts: Facts) -> Iterator[Finding]:
             Severity.HIGH,
             Code.CA_KEY_MISMATCH,
             what="does not belong to key.pem beside it: what is issued now nobody accepts",
+            where=fact.place,
+            fix="restore both from the same backup",
+        )
+
+
+def _sealed(fact: AuthorityFact) -> Iterator[Finding]:
+    """A plain key counts before a sealed one; where it is alone, it must do."""
+    for place, problem in fact.damaged:
+        yield Finding.of(
+            Severity.HIGH,
+            Code.CA_KEY_DAMAGED,
+            what=f"the CA's sealed key {problem}: nothing can be issued or renewed with it",
+            where=place,
+            fix="restore it from a backup",
+        )
+    certificate = fact.certificate
+    if fact.sealed_for and certificate and fact.sealed_for != fingerprint(certificate.public_key()):
+        yield Finding.of(
+            Severity.HIGH,
+            Code.CA_KEY_MISMATCH,
+            what="does not belong to key.sealed beside it: `distsec run` refuses to start",
             where=fact.place,
             fix="restore both from the same backup",
         )

@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
-from distsec.posture.facts import Facts, FileFact, Kind, Role
+from distsec.posture.facts import Facts, FileFact, Kind, Role, Unlisted
 from distsec.posture.finding import Code, Finding, Severity
 
 _SECRETS = frozenset({Role.SECRET, Role.CA_SECRET})
 _GROUP_AND_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _FOREIGN_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
+TOLD_ALIKE: Final = 10
+"""Findings of one kind in one part of the state that are told each for itself."""
+
 
 def judge(facts: Facts) -> Iterator[Finding]:
+    alike: dict[tuple[str, Severity, Code], list[tuple[FileFact, Finding]]] = {}
     for fact in facts.files:
-        if fact.role is Role.PARENT:
-            yield from _parent(fact)
-        elif fact.kind is Kind.SYMLINK:
-            yield from _symlink(fact)
-        else:
-            yield from _owner(fact)
-            yield from _mode(fact)
-            yield from _kind(fact)
+        for finding in _file(fact):
+            kind = (fact.part or fact.path, finding.severity, finding.code)
+            alike.setdefault(kind, []).append((fact, finding))
+    for found in alike.values():
+        yield from (finding for _, finding in found[:TOLD_ALIKE])
+        if len(found) > TOLD_ALIKE:
+            yield _others(found[TOLD_ALIKE:])
+    yield from map(_unlisted, facts.unlisted)
+
+
+def _file(fact: FileFact) -> Iterator[Finding]:
+    if fact.role is Role.PARENT:
+        yield from _parent(fact)
+    elif fact.kind is Kind.SYMLINK:
+        yield from _symlink(fact)
+    else:
+        yield from _owner(fact)
+        yield from _mode(fact)
+        yield from _kind(fact)
+
+
+def _others(found: Sequence[tuple[FileFact, Finding]]) -> Finding:
+    """One for all: whoever may write in a directory must not drown what else there is to say."""
+    first, finding = found[0]
+    return Finding.of(
+        finding.severity,
+        finding.code,
+        what=f"{len(found)} more of the kind, the first of them {first.path}: {finding.what}",
+        where=posixpath.commonpath([posixpath.dirname(fact.path) for fact, _ in found]),
+        fix=f"see who put them there; for each: {finding.fix}",
+    )
+
+
+def _unlisted(unlisted: Unlisted) -> Finding:
+    return Finding.of(
+        Severity.MEDIUM,
+        Code.TOO_MANY_FILES,
+        what=f"holds too many files: of {unlisted.part} not all were looked at, but for those of distsec",
+        where=unlisted.directory,
+        fix="see who filled it, and empty it; then: distsec check",
+    )
 
 
 def _symlink(fact: FileFact) -> Iterator[Finding]:

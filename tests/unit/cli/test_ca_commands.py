@@ -92,6 +92,13 @@ def test_sealing_and_back_and_another_passphrase(
     assert "the orchestrator issues nothing until it has the passphrase" in done.stderr
     assert KEY_FILE not in in_ca(here) and can_issue(here, secret)
 
+    for given in ((), ("--passphrase-file", str(secret))):
+        again = type_in("certs", "seal", *given, *config)
+        assert (again.exit_code, again.stdout) == (0, f"{here}/state/ca/key.sealed  sealed already\n")
+    wrong = type_in("certs", "seal", "--passphrase-file", str(other), *config)
+    assert (wrong.exit_code, wrong.stdout) == (66, "")
+    assert "it is sealed already, and not with this passphrase; another passphrase is set by" in wrong.stderr
+
     change = ("--change", "--passphrase-file", str(secret), "--new-passphrase-file", str(other))
     assert type_in("certs", "seal", *change, *config).exit_code == 0
     assert type_in("certs", "unseal", "--passphrase-file", str(secret), *config).exit_code == 66
@@ -113,7 +120,11 @@ def test_what_the_configuration_names_opens_the_key_too(here: Path, secret: Path
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("certs", "seal"), 66, "no passphrase was given; give it with --passphrase-file"),
+        (
+            ("certs", "seal"),
+            66,
+            "distsec: the CA's key is to be sealed, and no passphrase was given; give it",
+        ),
         (("certs", "seal", "--new-passphrase-fd", "9"), 64, "add --change"),
         (("certs", "seal", "--passphrase-fd", "9", "--passphrase-file", "x"), 64, "given twice"),
         (
@@ -121,14 +132,18 @@ def test_what_the_configuration_names_opens_the_key_too(here: Path, secret: Path
             66,
             "descriptor 977: no passphrase: bad file descriptor",
         ),
-        (("certs", "seal", "--passphrase-file", "none"), 66, "none: no passphrase: does not exist"),
+        (
+            ("certs", "seal", "--passphrase-file", "none"),
+            66,
+            "none: no passphrase: does not exist; name the file",
+        ),
         (("certs", "renew", "--offline"), 64, "no node is named"),
         (("certs", "renew", "--offline", "a@127.0.0.1"), 64, "add --out FILE"),
         (("certs", "renew", "--offline", "z@127.0.0.1", "--out", "x"), 68, "no such managed node"),
         (("certs", "renew", "--offline", "a@127.0.0.1", "--answer", "x"), 64, "give --answer FILE alone"),
         (("certs", "renew", "--out", "x"), 64, "add --offline"),
-        (("certs", "renew", "--offline", "--answer", "none"), 73, "none: cannot be read: no such file"),
-        (("certs", "sign", "none", "--out", "x"), 73, "none: cannot be read: no such file"),
+        (("certs", "renew", "--offline", "--answer", "none"), 64, "none: cannot be read: no such file"),
+        (("certs", "sign", "none", "--out", "x"), 64, "none: cannot be read: no such file"),
     ],
     ids=range(12),
 )

@@ -163,6 +163,14 @@ def test_a_request_for_somebody_else_is_refused(here: Here, tmp_path: Path, uri:
     assert done.exit_code == 65
     assert said in done.stderr
     assert not (here.state / "ca/issued").exists()
+    assert not (tmp_path / "far").exists()
+
+
+def test_a_request_that_is_not_there_is_wrong_usage(here: Here, tmp_path: Path) -> None:
+    done = here("certs", "issue", FAR, "--csr", tmp_path / "none", "--out", tmp_path / "far")
+    assert done.exit_code == 64
+    assert "none: cannot be read: no such file or directory; name another file" in done.stderr
+    assert not (tmp_path / "far").exists()
 
 
 def overlay(here: Here, **fields: object) -> None:

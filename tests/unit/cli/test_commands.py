@@ -177,7 +177,7 @@ def test_the_list_shows_states_issuers_identities_and_what_was_issued_for_others
             one(NODES[0], "0a", "not_yet_valid", "CN=one"),
             one(NODES[1], "0b", "revoked", "CN=one"),
         ],
-        "issued": [one("far@10.9.0.1", "f" * 32, "expiring", "CN=\x1b[31mtwo")],
+        "issued": [one("far@10.9.0.1", "f" * 32, "expiring", f"CN=\x1b[31mtwo,O={'x' * 30},OU={'y y' * 9}")],
         "revoked": ["0b", "0c"],
         "revoked_identities": ["dn:CN=x,O=y"],
         "lists": [
@@ -195,7 +195,8 @@ def test_the_list_shows_states_issuers_identities_and_what_was_issued_for_others
         "\n"
         "issuer: CN=one  (poller@127.0.0.1, agent@127.0.0.1)\n"
         "\n"
-        "issuer: CN=\\x1b[31mtwo  (far@10.9.0.1)\n"
+        f"issuer: CN=\\x1b[31mtwo,O={'x' * 30},OU=y yy yy yy yy yy yy\n"
+        "  yy yy y  (far@10.9.0.1)\n"
         "\n"
         "revoked identities, with whatever certificate:\n"
         "  dn:CN=x,O=y\n"

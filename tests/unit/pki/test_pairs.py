@@ -154,6 +154,30 @@ def test_the_accepted_pair_comes_back_whatever_was_put_in_its_place(
     assert not store.exists(f"{NODE}/next.pem")
 
 
+@pytest.mark.parametrize("name", ["key.pem", "certificate.pem", "next.pem"])
+def test_a_directory_in_the_place_of_a_file_is_moved_aside_unread_and_keeps_nobody_waiting(
+    store: Store, old: Pair, new: Pair, name: str
+) -> None:
+    def obstruct() -> None:
+        store.remove(f"{NODE}/{name}")
+        store.ensure_directory(f"{NODE}/{name}")
+        store.path(f"{NODE}/{name}/x").write_bytes(b"kept")
+
+    pairs.install_pair(store, NODE, old)
+    obstruct()
+    assert pairs.restore_pair(store, NODE)
+    assert pairs.read_pair(store, NODE) == old
+    obstruct()
+    pairs.install_pair(store, NODE, new)
+    assert pairs.read_pair(store, NODE) == new
+    aside = sorted(store.path(NODE).glob(".distsec-spoiled-*"))
+    assert [(each / "x").read_bytes() for each in aside] == [b"kept", b"kept"]
+    if name == "next.pem":
+        obstruct()
+        assert not pairs.complete_pair(store, NODE)
+        assert pairs.read_pair(store, NODE) == new
+
+
 def test_without_an_accepted_pair_nothing_is_taken_back(store: Store, old: Pair) -> None:
     store.write(f"{NODE}/key.pem", b"garbage")
     assert not pairs.restore_pair(store, NODE)

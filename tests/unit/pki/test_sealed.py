@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsec.errors import CaKeyUnavailable, PassphraseWrong, StoreError, UsageError
+from distsec.errors import CaKeyUnavailable, CaKeyUnreadable, PassphraseWrong, StoreError, UsageError
 from distsec.model.names import NodeName
 from distsec.model.secret import Secret
 from distsec.pki import authority as ca
@@ -271,6 +271,21 @@ def test_the_sealed_key_of_another_ca_is_noticed_without_a_passphrase(root: Path
         Authority.load(Store(root))
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", FILE[:-9]], ids=["empty", "garbage", "cut"])
+def test_a_damaged_sealed_key_keeps_nobody_from_the_certificate_and_signs_nothing(
+    root: Path, content: bytes
+) -> None:
+    made = Authority.create(with_passphrase(root), "demo", NOW, seal=True)
+    Store(root).write(ca.SEALED_FILE, content)
+    loaded = Authority.create(with_passphrase(root), "demo", NOW)
+    assert loaded.bundle_pem == made.bundle_pem
+    with pytest.raises(
+        CaKeyUnreadable, match=r"no certificate for a@127\.0\.0\.1: is no sealed key, or"
+    ) as told:
+        loaded.issue(A, "127.0.0.1", 1, NOW)
+    assert (told.value.exit_code, told.value.where) == (73, str(root / ca.SEALED_FILE))
+
+
 def test_a_file_that_claims_to_be_the_cas_key_and_is_another_signs_nothing(root: Path) -> None:
     authority = Authority.create(with_passphrase(root), "demo", NOW, seal=True)
     other = ca.new_key_pem()
@@ -279,7 +294,7 @@ def test_a_file_that_claims_to_be_the_cas_key_and_is_another_signs_nothing(root:
         serialization.load_pem_private_key(other.reveal(), password=None).public_key()
     )
     ring = Keyring(lambda: RIGHT)
-    content = ring.seal(other, "x")
+    content = ring.seal(other)
     forged = with_check(content.replace(honest.encode(), claimed.encode()))
     Store(root).write(ca.SEALED_FILE, forged)
     with pytest.raises(PassphraseWrong):
@@ -288,7 +303,7 @@ def test_a_file_that_claims_to_be_the_cas_key_and_is_another_signs_nothing(root:
 
 def test_a_sealed_ca_whose_certificate_was_not_written_yet_is_completed(root: Path) -> None:
     store = with_passphrase(root)
-    store.create(ca.SEALED_FILE, store.keyring.seal(KEY, "x"))
+    store.create(ca.SEALED_FILE, store.keyring.seal(KEY))
     assert Authority.create(with_passphrase(root), "demo", NOW, seal=True).key_state is KeyState.SEALED
     assert not store.exists(ca.KEY_FILE)
 
@@ -354,6 +369,17 @@ def test_a_key_is_sealed_only_if_what_was_written_can_be_opened(root: Path) -> N
     with pytest.raises(StoreError, match="damaged"):
         custody.seal_keys(store)
     assert Authority.load(Store(root)).private_key()
+
+
+def test_a_key_that_is_sealed_is_proven_with_the_passphrase_that_is_given(root: Path) -> None:
+    Authority.create(with_passphrase(root), "demo", NOW, seal=True)
+    assert custody.seal_keys(with_passphrase(root), prove=True) == [ca.SEALED_FILE]
+    with pytest.raises(PassphraseWrong, match=r"sealed already.*`distsec certs seal --change`"):
+        custody.seal_keys(with_passphrase(root, WRONG), prove=True)
+    assert custody.seal_keys(Store(root)) == [ca.SEALED_FILE], "nobody is asked for one"
+    Store(root).write(ca.SEALED_FILE, FILE[:-9])
+    with pytest.raises(CaKeyUnreadable):
+        custody.seal_keys(Store(root))
 
 
 def test_a_wrong_passphrase_unseals_nothing(root: Path) -> None:

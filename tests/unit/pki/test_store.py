@@ -404,6 +404,22 @@ def test_a_file_is_removed_and_one_that_is_not_there_is_not_missed(store: Store)
     assert not store.remove("nodes/nobody/next.pem")
 
 
+def test_way_is_made_by_moving_a_directory_and_removing_what_is_no_file(store: Store, tmp_path: Path) -> None:
+    store.write("nodes/a/cookie", b"x")
+    assert not store.make_way("nodes/a/cookie")
+    assert not store.make_way("nodes/a/nothing")
+    store.path("nodes/a/key.pem").symlink_to(tmp_path)
+    os.mkfifo(store.path("nodes/a/trust.pem"))
+    (store.path("nodes/a/next.pem") / "below").mkdir(parents=True)
+    for name in ("key.pem", "trust.pem", "next.pem"):
+        assert store.make_way(f"nodes/a/{name}")
+        assert not store.exists(f"nodes/a/{name}")
+    left = sorted(each.name[:17] for each in store.path("nodes/a").iterdir())
+    assert left == [".distsec-spoiled-", "cookie"]
+    assert next(store.path("nodes/a").glob(".distsec-spoiled-*/below")).is_dir()
+    assert tmp_path.is_dir()
+
+
 def test_of_a_symbolic_link_the_link_is_removed_and_of_a_directory_nothing(
     store: Store, tmp_path: Path
 ) -> None:
