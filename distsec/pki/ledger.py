@@ -45,6 +45,12 @@ def serials_of(store: Store, directory: str) -> frozenset[str]:
     return frozenset(_read(store, directory))
 
 
+def is_noted(store: Store, directory: str, pem: bytes) -> bool:
+    """Whether the first certificate in `pem` has the serial of one that was noted. Raises as the above."""
+    leaf = x509.load_pem_x509_certificate(pem)
+    return serial_text(leaf.serial_number) in _read(store, directory)
+
+
 def _read(store: Store, directory: str) -> dict[str, int]:
     if not store.exists(_path(directory)):
         return {}

@@ -24,7 +24,7 @@ from distsec.errors import StoreError
 from distsec.model.secret import Secret
 from distsec.pki.acceptance import Finding, Flaw, certificates_in, judge_key, judge_leaf
 from distsec.pki.authority import key_pem_of, pem_of, same_public_key
-from distsec.pki.ledger import note_certificate
+from distsec.pki.ledger import is_noted, note_certificate
 from distsec.pki.store import Store
 
 KEY = "key.pem"
@@ -98,6 +98,7 @@ def install_pair(store: Store, directory: str, pair: Pair) -> None:
     readable = _parted(joined)
     if readable is None or not readable.is_whole():
         raise StoreError("this key and this certificate are no pair", where=str(store.path(directory)))
+    note_certificate(store, directory, pair.certificate)
     store.make_way(f"{directory}/{NEXT}")
     store.write(f"{directory}/{NEXT}", joined)
     _put(store, directory, pair)
@@ -106,13 +107,13 @@ def install_pair(store: Store, directory: str, pair: Pair) -> None:
 def complete_pair(store: Store, directory: str) -> bool:
     """Finishes what an interrupted `install_pair` has left in `directory`. True: there was something.
 
-    Raises StoreError. What is no pair was not written by `install_pair` and is removed: the files of the
-    pair themselves are judged by the caller either way.
+    Raises StoreError. The node can write there too: what is no pair, or has a serial that the node was never
+    given (`ledger`, out of its reach), was not written by `install_pair` and is removed.
     """
     if store.make_way(f"{directory}/{NEXT}") or not store.exists(f"{directory}/{NEXT}"):
         return False
     pair = _parted(store.read(f"{directory}/{NEXT}"))
-    if pair is None or not pair.is_whole():
+    if pair is None or not pair.is_whole() or not is_noted(store, directory, pair.certificate):
         store.remove(f"{directory}/{NEXT}")
         return False
     _put(store, directory, pair)
@@ -133,7 +134,7 @@ def accepted_pair(store: Store, directory: str) -> Pair | None:
 def accept_pair(store: Store, directory: str, pair: Pair) -> None:
     """Keeps `pair`, which is in `directory` already and was checked, as the one to go back to."""
     note_certificate(store, directory, pair.certificate)
-    store.write(_accepted(directory), _joined(pair))
+    _keep(store, directory, pair)
 
 
 def restore_pair(store: Store, directory: str) -> bool:
@@ -153,12 +154,16 @@ def restore_pair(store: Store, directory: str) -> bool:
 
 
 def _put(store: Store, directory: str, pair: Pair) -> None:
-    accept_pair(store, directory, pair)
+    _keep(store, directory, pair)
     for name in (KEY, CERTIFICATE):
         store.make_way(f"{directory}/{name}")  # nodes can write there, and are not to keep us from it
     store.write(f"{directory}/{KEY}", pair.key.reveal())
     store.write(f"{directory}/{CERTIFICATE}", pair.certificate)
     store.remove(f"{directory}/{NEXT}")
+
+
+def _keep(store: Store, directory: str, pair: Pair) -> None:
+    store.write(_accepted(directory), _joined(pair))
 
 
 def _accepted(directory: str) -> str:

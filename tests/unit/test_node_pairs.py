@@ -16,7 +16,7 @@ from distsec.core.wanted import Overlay
 from distsec.errors import CaKeyUnavailable, CertificateUnusable, DistsecError, StoreError
 from distsec.model.cluster import Carrier, ClusterSpec, Mode, NodeSpec
 from distsec.model.names import NodeName
-from distsec.pki import pairs
+from distsec.pki import ledger, pairs
 from distsec.pki.authority import Authority
 from distsec.pki.pairs import Pair
 from distsec.pki.store import Store
@@ -87,6 +87,7 @@ def test_a_good_pair_that_was_put_there_meanwhile_is_accepted(spec: ClusterSpec,
 def test_an_installation_that_was_interrupted_is_finished(spec: ClusterSpec, store: Store) -> None:
     ready(spec, store)
     new = issued(store)
+    ledger.note_certificate(store, DIRECTORY, new.certificate)  # as install_pair does first
     store.write(f"{DIRECTORY}/next.pem", new.key.reveal() + new.certificate)
     assert ready(spec, store) is None
     assert pairs.read_pair(store, DIRECTORY) == new
@@ -273,6 +274,7 @@ def test_a_pair_of_which_one_half_is_new_may_be_half_written(spec: ClusterSpec, 
 def test_while_somebody_installs_a_pair_nothing_is_judged(spec: ClusterSpec, store: Store) -> None:
     look(spec, store)
     new = issued(store)
+    ledger.note_certificate(store, DIRECTORY, new.certificate)  # as install_pair does first
     store.write(f"{DIRECTORY}/next.pem", new.key.reveal() + new.certificate)
     seen = look(spec, store)
     assert (seen.reason, seen.unsettled) == (INTERRUPTED, True)
