@@ -118,6 +118,12 @@ class CertificateRefused(DistsecError):
     exit_code = 65
 
 
+class ImportRefused(DistsecError):
+    """A document about another host is not taken: altered, old, of another cluster or CA (EX_DATAERR)."""
+
+    exit_code = 65
+
+
 class CertificateUnusable(DistsecError):
     """A node has no key and certificate that it could be started with (EX_DATAERR); the others go on."""
 
@@ -136,8 +142,18 @@ class RuntimeMissing(DistsecError):
     exit_code = 72
 
 
+class EpmdUnavailable(RuntimeMissing):
+    """The epmd that a node is to register with does not start (EX_OSFILE): somebody may hold its port."""
+
+
 class PortInUse(DistsecError):
     """A port that is to be listened on is taken (EX_OSERR)."""
+
+    exit_code = 71
+
+
+class AddressUnavailable(DistsecError):
+    """An address that is to be listened on is not on this host, or not yet (EX_OSERR)."""
 
     exit_code = 71
 

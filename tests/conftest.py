@@ -45,8 +45,14 @@ def agent_ebin() -> Path:
 def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
     """Each OTP release that is here, one after the other; the agent is compiled."""
     chosen: Otp = request.param
-    request.node.user_properties.append(("otp", chosen.stands_for))
     return chosen
+
+
+@pytest.fixture(autouse=True)
+def _tested_release(request: pytest.FixtureRequest) -> None:
+    """Tells the run's summary which release this test was for; a fixture of a module cannot."""
+    if "otp" in request.fixturenames:
+        request.node.user_properties.append(("otp", request.getfixturevalue("otp").stands_for))
 
 
 @pytest.fixture

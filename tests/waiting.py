@@ -10,12 +10,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_SECONDS = 0.02
+PATIENCE_SECONDS = 60.0
+"""For what takes a moment on a machine that does nothing else, and is done by one that does."""
 
 _never = threading.Event()
 
 
 def wait_until(
-    condition: Callable[[], T | None], what: str, seconds: float = 15.0, poll_seconds: float = POLL_SECONDS
+    condition: Callable[[], T | None],
+    what: str,
+    seconds: float = PATIENCE_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
 ) -> T:
     """Calls `condition` until it returns something true, and returns that.
 

@@ -11,11 +11,14 @@ import asyncio
 import contextlib
 import os
 import secrets
+import select
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+from distsec.beam import proc
 from distsec.beam.messages import AgentRefusal, Command, Lane, LaneEvent, Message, Opened, Snapshot
 from distsec.beam.protocol import NONCE_BYTES, AgentConnection, Argument, State
+from distsec.beam.shortage import shortage
 from distsec.beam.unix_socket import ProcessHandle, peer_credentials
 from distsec.errors import ProtocolError
 from distsec.model.secret import Secret
@@ -72,6 +75,8 @@ class Peer(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         if not self._is_of_this_node(transport):
+            if self._ended is not None:
+                return
             self._refuse(AgentRefusal.PROCESS, f"process {self.pid} of user {self._uid} is not of this node")
         elif len(self._server.opening) >= MAX_OPENING:
             self._refuse(AgentRefusal.TOO_MANY, f"{MAX_OPENING} connections are in the opening")
@@ -80,13 +85,20 @@ class Peer(asyncio.Protocol):
             self._timer = self._loop.call_later(self._server.opening_deadline_seconds, self._too_late)
 
     def _is_of_this_node(self, transport: asyncio.Transport) -> bool:
-        """Asked before a byte is read. An error in the asking is a no."""
+        """Asked before a byte is read. An error in the asking is a no.
+
+        Who has connected may have ended since, its socket held by another: then the pid can be anybody's. So
+        it must be of the user who connected; whether it is the very same is asked again at its hello
+        (`present`).
+        """
         try:
             self.pid, self._uid = peer_credentials(transport.get_extra_info("socket"))
             self._process = ProcessHandle(self.pid)
-            return self._server.accept_peer(self.pid, self._uid)
-        except OSError:  # it has ended already
-            return False
+            return proc.owner(self.pid) == self._uid and self._server.accept_peer(self.pid, self._uid)
+        except OSError as error:
+            if shortage(error) is not None:  # it has done nothing wrong, and comes again
+                self.drop("there is no descriptor left to look at who has connected")
+            return False  # it has ended already
         except Exception as error:
             self._report(error)
             return False
@@ -129,6 +141,7 @@ class Peer(asyncio.Protocol):
         self._next = None
         began = self._loop.time()
         connection = self.connection
+        before = connection.state
         spent = 0.0
         try:
             while True:
@@ -147,8 +160,18 @@ class Peer(asyncio.Protocol):
             self._report(error)
             self.drop("an error in the orchestrator")
             return
+        if before is State.HELLO and connection.state is State.PROOF and self._has_hung_up():
+            self.drop("it had given up before it could be challenged")  # we were stopped, or busy
+            return
         self._acknowledge()
         self._plan(spent)
+
+    def _has_hung_up(self) -> bool:
+        if self._transport is None:
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _plan(self, spent: float) -> None:
         if self._ended is not None:
@@ -214,6 +237,10 @@ class Peer(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether commands can be sent."""
         return self._transport is not None and self.connection.state is State.OPEN
+
+    def present(self) -> bool:
+        """Whether its process lives: what was asked of its pid before this was not asked of another."""
+        return self._process is not None and not self._process.ended()
 
     def gone(self) -> bool:
         """Whether its process has ended and everything that it said was handed on."""

@@ -25,6 +25,7 @@ from struct import Struct
 
 from distsec.errors import StoreError
 from distsec.model.secret import Secret
+from distsec.pki.forms import ENTRUSTED_MODE, READABLE_MODE
 from distsec.pki.pairs import CERTIFICATE, KEY, MAX_PEM_BYTES
 
 INCOMING = "incoming"
@@ -66,8 +67,10 @@ class _File:
     what: str = ""
 
 
-def read_drop(directory: Path) -> Drop:
-    """The two files in `directory` as they are now. A directory that is not there holds none."""
+def read_drop(directory: Path, *, entrusted: bool = False) -> Drop:
+    """The two files in `directory` as they are now. A directory that is not there holds none. `entrusted`: it
+    may be open to the group of its node's user, and the files then too (`pki.forms`).
+    """
     try:
         handle = os.open(directory, _OPEN | os.O_DIRECTORY)
     except OSError as error:
@@ -77,10 +80,11 @@ def read_drop(directory: Path) -> Drop:
         )
     try:
         found = os.fstat(handle)
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        group = found.st_gid if stat.S_IMODE(found.st_mode) == ENTRUSTED_MODE and entrusted else None
+        if found.st_uid != os.geteuid() or (group is None and stat.S_IMODE(found.st_mode) & 0o077):
             return Drop((), fault=DropFault.UNSAFE_FILE, what="others may write into the directory")
-        key = _read(handle, KEY, forbidden=0o077)
-        certificate = _read(handle, CERTIFICATE, forbidden=0o022)
+        key = _read(handle, KEY, forbidden=0o077, group=group)
+        certificate = _read(handle, CERTIFICATE, forbidden=0o022, group=group)
     finally:
         os.close(handle)
     stamp = (key.stamp, certificate.stamp)
@@ -97,7 +101,7 @@ def read_drop(directory: Path) -> Drop:
     )
 
 
-def _read(directory: int, name: str, *, forbidden: int) -> _File:
+def _read(directory: int, name: str, *, forbidden: int, group: int | None) -> _File:
     try:
         descriptor = os.open(name, _OPEN, dir_fd=directory)
     except FileNotFoundError:
@@ -112,7 +116,7 @@ def _read(directory: int, name: str, *, forbidden: int) -> _File:
             return _File(None, stamp, DropFault.UNSAFE_FILE, f"{name} is no regular file")
         if found.st_uid != os.geteuid():
             return _File(None, stamp, DropFault.UNSAFE_FILE, f"{name} belongs to uid {found.st_uid}")
-        if mode & forbidden:
+        if mode & forbidden & ~(READABLE_MODE if found.st_gid == group else 0):
             return _File(None, stamp, DropFault.UNSAFE_FILE, f"{name} is open to others (mode {mode:04o})")
         content = _bytes(descriptor, MAX_PEM_BYTES + 1)
     finally:

@@ -2,7 +2,9 @@
 
 Nobody of ours asks it; it is for tools that find a node's port by its name. So that it tells nobody else, one
 that is there already is taken only if no other address reaches it; else there is an error that says how to
-end it. Where there is none, one is started that outlives the orchestrator and, like any epmd, its nodes.
+end it. Where there is none, one is started that outlives the orchestrator and, like any epmd, its nodes. It
+runs as the node that wants it: it is the node's own, which its user may have written, and whoever listens for
+years needs no right of the orchestrator's.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import ipaddress
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distsec.beam import proc
-from distsec.errors import ConfigError, PortInUse, Problem, RuntimeMissing
+from distsec.errors import ConfigError, EpmdUnavailable, PortInUse, Problem, RuntimeMissing
 from distsec.model.text import escape
+from distsec.pki.account import Account, acting_as
 
 DEFAULT_PORT = 4369
 """EPMD_PORT_NO in erts/epmd/src/epmd.h; another one is given by ERL_EPMD_PORT."""
@@ -34,38 +37,54 @@ def epmd_port(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
-async def ensure_epmd(port: int, erl: Path | None, environment: Mapping[str, str]) -> None:
-    """Returns when an epmd listens at `port` of loopback and nowhere else; starts one if there is none.
+async def ensure_epmd(
+    port: int, erl: Path | None, environment: Mapping[str, str], account: Account | None = None
+) -> None:
+    """Returns when an epmd listens at `port` of loopback and nowhere else; starts one if there is none, as
+    `account`.
 
     `erl`: the node's own, if it is known, beside which its epmd is; else that of the PATH in `environment`.
-    Raises PortInUse if what listens there can be reached from elsewhere, RuntimeMissing if there is no epmd
-    or it does not start.
+    Raises PortInUse if what listens there can be reached from elsewhere, RuntimeMissing if there is no epmd,
+    EpmdUnavailable if it does not start.
     """
     if _listens(port):
         return
-    program = _find(erl, environment)
+    with acting_as(account):
+        program = _find(erl, environment)
     # -daemon: it leaves us for good. To whatever -address names, those of loopback are added (epmd(1)).
     command = [str(program), "-daemon", "-address", "127.0.0.1", "-port", str(port)]
-    started = await asyncio.to_thread(
-        subprocess.run,
-        command,
-        cwd="/",
-        env={"PATH": environment.get("PATH", "")},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-        timeout=START_SECONDS,
-    )
+    started = await asyncio.to_thread(_run, command, environment.get("PATH", ""), account)
     deadline = asyncio.get_running_loop().time() + START_SECONDS
     while not _listens(port):
-        if started.returncode != 0 or asyncio.get_running_loop().time() > deadline:
-            raise RuntimeMissing(
+        if not started or asyncio.get_running_loop().time() > deadline:
+            raise EpmdUnavailable(
                 f"epmd does not start at port {port} of 127.0.0.1",
                 where=escape(str(program), 1024),
                 do=f"run it by hand to see why: epmd -d -address 127.0.0.1 -port {port}",
             )
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _run(command: Sequence[str], path: str, account: Account | None) -> bool:
+    """Whether it has gone into the background."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd="/",
+            env={"PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=START_SECONDS,
+            start_new_session=True,  # away from our terminal: the node may have written it
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else account.groups,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _listens(port: int) -> bool:
@@ -85,7 +104,7 @@ def _listens(port: int) -> bool:
 def _find(erl: Path | None, environment: Mapping[str, str]) -> Path:
     beside = [erl.with_name("epmd"), erl.resolve().with_name("epmd")] if erl is not None else []
     for candidate in beside:
-        if os.access(candidate, os.X_OK):
+        if os.access(candidate, os.X_OK, effective_ids=True):
             return candidate
     if found := shutil.which("epmd", path=environment.get("PATH", os.defpath)):
         return Path(found)

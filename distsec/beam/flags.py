@@ -13,13 +13,15 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from distsec.model.cookies import PLACEHOLDER
 from distsec.model.text import escape
 
 _FORBIDDEN: Mapping[str, str] = {
     "-proto_dist": "distsec chooses the carrier; on OTP 25 a second one listens in plaintext",
     "-ssl_dist_optfile": "distsec writes the TLS options",
     "-ssl_dist_opt": "distsec writes the TLS options",
-    "-setcookie": "it shows the cookie to every user of the host, and distsec sets the cookies",
+    "-setcookie": "it shows the cookie to every user of the host, and distsec sets the cookies"
+    f" (a script that always gives one can be given {PLACEHOLDER})",
     "-epmd_module": "distsec answers for epmd",
     "-no_epmd": "distsec answers for epmd",
     "-dist_listen": "a node that does not listen cannot be guarded",
@@ -100,7 +102,7 @@ def _scan(node: str, words: list[str], where: str, read_file: ReadFile, depth: i
         if word == "-extra":
             return None  # what follows is the application's (init, "Command-line flags")
         value = words[index + 1] if index + 1 < len(words) else ""
-        if word in _FORBIDDEN:
+        if word in _FORBIDDEN and not (word == "-setcookie" and value == PLACEHOLDER):
             return ForbiddenFlag(word, where, _FORBIDDEN[word])
         if word in _NAMES and value != node:
             return ForbiddenFlag(word, where, f"the node is called {node}")

@@ -48,7 +48,7 @@ class AgentServer:
     gets Opened, Snapshot, LaneEvent and Heartbeat, in order; an event is acknowledged when it has returned.
     `on_lost(node, why)` follows each Opened once. `on_refused(node, reason, detail)`: a connection was
     dropped; `reason` is an AgentRefusal, `detail` is escaped and bounded. Callbacks run in the event loop and
-    do not block.
+    do not block. `gid`: the group of the node's user, see unix_socket.listen.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class AgentServer:
         on_lost: Callable[[str, str], None],
         on_refused: Callable[[str, str, str], None],
         *,
+        gid: int | None = None,
         opening_deadline_seconds: float = OPENING_DEADLINE_SECONDS,
     ) -> None:
         self.node = node
@@ -70,6 +71,7 @@ class AgentServer:
         self.on_message = on_message
         self.on_lost = on_lost
         self.on_refused = on_refused
+        self._gid = gid
         self.opening_deadline_seconds = opening_deadline_seconds
         self.opening: set[Peer] = set()
         self._current: Peer | None = None
@@ -83,10 +85,23 @@ class AgentServer:
 
     async def start(self) -> None:
         """Listens. Raises StoreError or PortInUse (see unix_socket.listen)."""
-        self._listening = listen(self.path)
+        listening = self._listening = listen(self.path, gid=self._gid)
         self._accepting = asyncio.create_task(
-            self._accept(self._listening.socket), name=f"agent socket {self.node}"
+            self._accept(listening.socket), name=f"agent socket {self.node}"
         )
+
+    async def mend(self) -> bool:
+        """Listens anew where the socket's file is gone, or is another's: no agent finds us there, and nobody
+        would notice before one has to come back. Whether it did. The connection stays. Raises like `start`.
+        """
+        listening, accepting = self._listening, self._accepting
+        if listening is None or accepting is None or listening.is_there():
+            return False
+        await self.start()
+        accepting.cancel()
+        await asyncio.wait([accepting])
+        listening.socket.close()
+        return True
 
     async def close(self) -> None:
         """Stops listening, drops the connections and removes the socket file. The node goes on."""
@@ -118,6 +133,12 @@ class AgentServer:
     def pid(self) -> int | None:
         """The process of the connected agent."""
         return None if self._current is None else self._current.pid
+
+    def present(self) -> bool:
+        """Whether the process of the connected agent lives. The connection may outlive it, in the hands of a
+        child, and its pid be given to another.
+        """
+        return self._current is not None and self._current.present()
 
     async def command(
         self,

@@ -12,7 +12,7 @@ a log must never fill the disk that the node lives on. `Rotation.lost` says how 
 
 The directory may belong to the node, which may be compromised: no symlink is followed in its last two
 components or the file, and a file that is not regular, has another owner or a second name (a hard link) is
-refused.
+refused. What is in the place of a copy makes way.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 
 from distsec.errors import StoreError
 from distsec.model.text import escape
+from distsec.pki import files
 
 COPIES_KEPT = 3
 """`output.log.1`, the newest, to `output.log.3`."""
@@ -84,7 +85,7 @@ class OutputLog:
 
     def _rotate(self, directory: int, log: int, size: int) -> Rotation:
         fresh = f"{self.path.name}.new"
-        _remove(directory, fresh)  # left by a rotation that was interrupted
+        files.move_aside(directory, fresh)  # left by a rotation that was interrupted
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         begin = size - self.max_bytes
         kept = 0
@@ -101,10 +102,10 @@ class OutputLog:
         if kept:
             for number in range(COPIES_KEPT - 1, 0, -1):
                 with contextlib.suppress(FileNotFoundError):
-                    _rename(directory, self._copy_name(number), self._copy_name(number + 1))
-            _rename(directory, fresh, self._copy_name(1))
+                    files.take_place(directory, self._copy_name(number), self._copy_name(number + 1))
+            files.take_place(directory, fresh, self._copy_name(1))
         else:
-            _remove(directory, fresh)
+            files.move_aside(directory, fresh)
         written = os.fstat(log).st_size
         os.ftruncate(log, 0)
         return Rotation(kept=kept, lost=max(0, written - kept))
@@ -126,7 +127,7 @@ class OutputLog:
                         raise
                     if not oldest:
                         return 0
-                    _remove(directory, self._copy_name(oldest))
+                    files.move_aside(directory, self._copy_name(oldest))
                     oldest -= 1
                     continue
                 copied += written
@@ -188,12 +189,3 @@ class OutputLog:
             where=escape(str(self.path), 1024),
             do="put it right; if nobody did this on purpose, treat the node as compromised",
         )
-
-
-def _remove(directory: int, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
-
-
-def _rename(directory: int, source: str, target: str) -> None:
-    os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)

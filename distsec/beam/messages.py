@@ -64,6 +64,8 @@ class Command(StrEnum):
     RENEW = "renew"  # {"peers": {name: 1, …}, empty for all}: the links that it dialled are proven anew
     ADMIT_SHELL = "admit_shell"
     END_SHELL = "end_shell"
+    ADMIT_TOOL = "admit_tool"
+    END_TOOL = "end_tool"
 
 
 class PolicyFault(StrEnum):

@@ -20,8 +20,10 @@ from pathlib import Path
 from distsec.beam import proc, session
 from distsec.beam.logs import OutputLog
 from distsec.beam.runtime import DEFAULT_PATH, find_program
+from distsec.beam.shortage import RETRY_SECONDS, shortage
 from distsec.errors import RuntimeMissing, StoreError
 from distsec.model.text import escape
+from distsec.pki.account import Account, acting_as
 
 SURVIVOR_GRACE_SECONDS = 3.0
 """Between SIGTERM and SIGKILL for what is left of a node whose leader has died."""
@@ -55,12 +57,13 @@ class Exit:
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """`run.json`: which process a node is. `start_time` in clock ticks since boot, `started_at` in Unix
-    seconds."""
+    seconds. `uid`: whom it was started as; None: as ourselves, like those of earlier versions."""
 
     pid: int
     start_time: int
     boot_id: str
     started_at: float
+    uid: int | None = None
 
     def to_bytes(self) -> bytes:
         """The content of run.json."""
@@ -70,6 +73,7 @@ class RunRecord:
             "start_time": self.start_time,
             "boot_id": self.boot_id,
             "started_at": self.started_at,
+            **({} if self.uid is None else {"uid": self.uid}),
         }
         return json.dumps(fields).encode() + b"\n"
 
@@ -79,14 +83,19 @@ def read_run(content: bytes) -> RunRecord:
     try:
         fields = json.loads(content)
         expected = {"schema": int, "pid": int, "start_time": int, "boot_id": str, "started_at": (int, float)}
+        if isinstance(fields, dict) and "uid" in fields:
+            expected["uid"] = int
         if not isinstance(fields, dict) or fields.keys() != expected.keys():
             raise ValueError("other keys")
         for key, kind in expected.items():
             if not isinstance(fields[key], kind) or isinstance(fields[key], bool):  # type: ignore[arg-type]
                 raise ValueError(key)
-        if fields["schema"] != _RUN_SCHEMA or fields["pid"] < 2 or fields["start_time"] < 0:
+        uid = fields.get("uid")
+        least = {"pid": 2, "start_time": 0, **({} if uid is None else {"uid": 1})}
+        if fields["schema"] != _RUN_SCHEMA or any(fields[key] < lowest for key, lowest in least.items()):
             raise ValueError("out of range")
-        return RunRecord(fields["pid"], fields["start_time"], fields["boot_id"], float(fields["started_at"]))
+        pid, began, boot = fields["pid"], fields["start_time"], fields["boot_id"]
+        return RunRecord(pid, began, boot, float(fields["started_at"]), uid)
     except (ValueError, RecursionError, OverflowError) as error:
         raise StoreError(
             "no record of a running process",
@@ -100,11 +109,11 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def leftovers(run: RunRecord | None, log: OutputLog) -> list[session.Member]:
+def leftovers(run: RunRecord | None, log: OutputLog, account: Account | None = None) -> list[session.Member]:
     """What still lives of a node that could not be adopted, for `session.end`; without a record, by its
-    mark only."""
+    mark only. `account`: whom it ran as, or runs as now."""
     leader = session.Member(run.pid, run.start_time) if run is not None and run.boot_id == boot_id() else None
-    return session.leftovers(leader, log.path)
+    return session.leftovers(leader, log.path, account=account)
 
 
 def node_environment(
@@ -140,7 +149,12 @@ class NodeProcess:
     """One start of a node's command: its leader and all that came of it. Build it with `start` or `adopt`."""
 
     def __init__(
-        self, leader: session.Member, handle: int, log: OutputLog, child: subprocess.Popen[bytes] | None
+        self,
+        leader: session.Member,
+        handle: int,
+        log: OutputLog,
+        child: subprocess.Popen[bytes] | None,
+        account: Account | None = None,
     ) -> None:
         self.pid = leader.pid
         self.start_time = leader.start_time
@@ -148,6 +162,7 @@ class NodeProcess:
         self._leader = leader
         self._handle = handle
         self._child = child
+        self._account = account
         self._known_alive = session.ticks_now()
         self._exited = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -166,33 +181,40 @@ class NodeProcess:
         log: OutputLog,
         started_at: float,
         record: Callable[[bytes], object],
+        account: Account | None = None,
     ) -> NodeProcess:
-        """Starts `command` in a session of its own, with that environment and nothing else, and records it.
+        """Starts `command` in a session of its own, with that environment and nothing else, and records it;
+        as `account`, with its groups, where there is one.
 
         `working_directory` is absolute. `record` stores the bytes of run.json; if it fails, the process is
         killed and its error goes on, for a node that cannot be found again must not run. `started_at` is
         now, in Unix seconds. Raises RuntimeMissing when the command cannot be run, StoreError when its log
         cannot be kept.
         """
-        if not working_directory.is_dir():
-            raise RuntimeMissing(
-                f"the working directory {escape(str(working_directory), 1024)} is not there",
-                do="make it, or correct the node's working_directory",
-            )
-        program = find_program(command[0], environment, working_directory)
+        with acting_as(account):
+            if not os.path.isdir(working_directory):  # noqa: PTH112  Path.is_dir raises where it may not look
+                raise RuntimeMissing(
+                    f"the working directory {escape(str(working_directory), 1024)} is not there",
+                    do="make it, or correct the node's working_directory",
+                )
+            program = find_program(command[0], environment, working_directory)
         output = log.open()
         try:
-            child = subprocess.Popen(
-                command,
-                executable=program,
-                env=dict(environment),
-                cwd=working_directory,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                close_fds=True,
-            )
+            with acting_as(account):  # the child changes its directory before it changes its user
+                child = subprocess.Popen(
+                    command,
+                    executable=program,
+                    env=dict(environment),
+                    cwd=working_directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    close_fds=True,
+                    user=None if account is None else account.uid,
+                    group=None if account is None else account.gid,
+                    extra_groups=None if account is None else account.groups,
+                )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a NUL byte in the command or environment"
             raise RuntimeMissing(
@@ -207,8 +229,9 @@ class NodeProcess:
             began = proc.start_time(child.pid)
             if began is None:
                 raise RuntimeMissing("/proc does not show the process that was started", do="mount /proc")
-            record(RunRecord(child.pid, began, boot_id(), started_at).to_bytes())
-            return cls(session.Member(child.pid, began), handle, log, child)
+            uid = None if account is None else account.uid
+            record(RunRecord(child.pid, began, boot_id(), started_at, uid).to_bytes())
+            return cls(session.Member(child.pid, began), handle, log, child, account)
         except BaseException:
             # Its pid is ours until we wait for it, so this hits nobody else.
             with contextlib.suppress(ProcessLookupError):
@@ -219,10 +242,13 @@ class NodeProcess:
             raise
 
     @classmethod
-    def adopt(cls, run: RunRecord, log: OutputLog) -> NodeProcess | None:
-        """Takes over a process that an earlier orchestrator started; None when it is not there any more.
+    def adopt(cls, run: RunRecord, log: OutputLog, account: Account | None = None) -> NodeProcess | None:
+        """Takes over a process that an earlier orchestrator started as `account`; None when it is not there
+        any more.
 
-        Then `leftovers` tells what it left behind. A pid that was reused, also by a reboot, is not adopted.
+        Then `leftovers` tells what it left behind. A pid that was reused, also by a reboot, is not adopted,
+        nor is a process of another user: where nodes share our own they can write the record, and with
+        CAP_KILL we may signal anybody.
         """
         if run.boot_id != boot_id():
             return None
@@ -230,10 +256,11 @@ class NodeProcess:
         handle = session.open_handle(leader)
         if handle is None:
             return None
-        if not session.lives(leader) or os.getsid(run.pid) != run.pid:
+        owner = os.geteuid() if account is None else account.uid
+        if not session.lives(leader) or proc.owner(run.pid) != owner or os.getsid(run.pid) != run.pid:
             os.close(handle)
             return None
-        return cls(leader, handle, log, None)
+        return cls(leader, handle, log, None, account)
 
     @property
     def running(self) -> bool:
@@ -256,7 +283,9 @@ class NodeProcess:
     def listeners(self) -> list[proc.Listener]:
         """The listening TCP sockets of all its processes. Raises PermissionRefused when they cannot be
         seen."""
-        return proc.listening(self.processes())
+        processes = self.processes()
+        with acting_as(self._account):
+            return proc.listening(processes)
 
     def signal_group(self, number: signal.Signals) -> bool:
         """Sends `number` to the leader's process group; False when the leader has gone and nothing was sent.
@@ -311,15 +340,7 @@ class NodeProcess:
         known_alive = self._known_alive + _ALIVE_SLACK_TICKS
         clean = 0
         for _ in range(_SWEEPS):
-            found = await asyncio.to_thread(
-                session.leftovers,
-                self._leader,
-                self.log.path,
-                held=self._child is not None,
-                known_alive=known_alive,
-            )
-            await session.end(found, SURVIVOR_GRACE_SECONDS)
-            clean = 0 if found else clean + 1
+            clean = clean + 1 if await self._sweep(known_alive) else 0
             if clean == 2:  # one pass over /proc can miss what forks, or calls exec, while it lasts
                 break
         # Reaped last: as long as our zombie is there, its pid, group and session number are nobody else's.
@@ -329,6 +350,27 @@ class NodeProcess:
             ended = Exit(code=code) if code >= 0 else Exit(signal=-code)
         self._close()
         return ended
+
+    async def _sweep(self, known_alive: int) -> bool:
+        """Ends what it left behind; whether that was nothing. Where it cannot be looked at for want of
+        descriptors it is looked at again until it can be: till then it is not known to be gone."""
+        while True:
+            try:
+                found = await asyncio.to_thread(
+                    session.leftovers,
+                    self._leader,
+                    self.log.path,
+                    held=self._child is not None,
+                    known_alive=known_alive,
+                    account=self._account,
+                )
+                await session.end(found, SURVIVOR_GRACE_SECONDS)
+            except (OSError, RuntimeError) as error:
+                if shortage(error) is None:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return not found
 
     def _close(self) -> None:
         if self._handle >= 0:

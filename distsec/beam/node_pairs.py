@@ -26,6 +26,7 @@ from distsec.pki import acceptance, pairs, profile, trust
 from distsec.pki import authority as ca
 from distsec.pki.acceptance import Finding, Flaw
 from distsec.pki.authority import Authority, serial_text
+from distsec.pki.keyring import KeyState
 from distsec.pki.pairs import Pair
 from distsec.pki.store import Store
 
@@ -202,10 +203,11 @@ def ready(spec: ClusterSpec, store: Store, overlay: Overlay, node: NodeSpec, now
         spoiled = Restored(str(found.flaw), found.what)
         pair = pairs.accepted_pair(store, directory)
         if pair is None:
-            raise _unusable(node, found.what, bring_it(spec, node) if is_brought(spec, node) else "")
+            raise _unusable(node, found.what, _other_one(spec, store, node))
         found = judge(spec, store, overlay, node, pair, now)
         if found is not None and found.flaw not in _GOES_ON:
-            raise _unusable(node, f"{spoiled.what}; the one before it {found.what}")
+            what = f"{spoiled.what}; the one before it {found.what}"
+            raise _unusable(node, what, _other_one(spec, store, node))
         pairs.restore_pair(store, directory)
     if found is not None and found.flaw in _RENEWABLE:
         _renew(spec, store, node, pair, found, now)
@@ -237,16 +239,36 @@ _GOES_ON = _RENEWABLE | {Flaw.REVOKED}
 
 def _renew(spec: ClusterSpec, store: Store, node: NodeSpec, pair: Pair, found: Finding, now: float) -> None:
     if not life_of(store, pair).ours:
-        raise _unusable(node, f"{found.what}, and somebody else has issued it")
+        what = f"{found.what}, and somebody else has issued it"
+        raise _unusable(node, what, _other_one(spec, store, node))
     try:
         pairs.install_pair(store, directory_of(node), issue(spec, store, node, now))
     except CaKeyUnavailable as error:
-        raise _unusable(node, f"{found.what}, and cannot be renewed: {error.what}", error.do) from None
+        do = "" if _ca_key_elsewhere(store) else f"{error.do}, then `distsec start {node.name}`"
+        what = f"{found.what}, and cannot be renewed: {error.what}"
+        raise _unusable(node, what, do or _other_one(spec, store, node)) from None
 
 
-def _unusable(node: NodeSpec, what: str, do: str = "") -> CertificateUnusable:
-    return CertificateUnusable(
-        f"the certificate {what}",
-        where=str(node.name),
-        do=do or f"run `distsec certs renew {node.name}`, then `distsec start {node.name}`",
+def _unusable(node: NodeSpec, what: str, do: str) -> CertificateUnusable:
+    return CertificateUnusable(f"the certificate {what}", where=str(node.name), do=do)
+
+
+def _other_one(spec: ClusterSpec, store: Store, node: NodeSpec) -> str:
+    """What to do about a node that cannot be started with the certificate that it has."""
+    how = bring_it(spec, node) if is_brought(spec, node) else renew_it(store, node)
+    return f"{how}, then `distsec start {node.name}`"
+
+
+def renew_it(store: Store, node: NodeSpec) -> str:
+    """What to do about a node that needs another certificate of the cluster's CA."""
+    if not _ca_key_elsewhere(store):
+        return f"run `distsec certs renew {node.name}`"
+    return (
+        f"ask for one where the CA's key is (docs/hosts.md): `distsec certs renew --offline {node.name}"
+        " --out FILE` here, `distsec certs sign FILE --out ANSWER` there, and here again"
+        " `distsec certs renew --offline --answer ANSWER`"
     )
+
+
+def _ca_key_elsewhere(store: Store) -> bool:
+    return ca.key_state(store, trust.issuing_directory(store)) is KeyState.ELSEWHERE

@@ -11,12 +11,13 @@ import contextlib
 import errno
 import json
 import os
+import pwd
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from distsec.beam import proc
-from distsec.errors import ConfigError, PermissionRefused, PortInUse, Problem, StoreError
+from distsec.errors import ConfigError, PortInUse, Problem, StoreError
 from distsec.model.cluster import ClusterSpec, NodeSpec
 from distsec.model.text import escape
 from distsec.pki.store import Store
@@ -77,11 +78,20 @@ def check_port_free(address: str, port: int) -> None:
         _listen(address, port).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            holder = _holder(port)
-            by = f" by process {holder.pid} ({escape(holder.name)})" if holder else ""
             do = f"end that process, or give the node another port in [[nodes]] or {PORTS_FILE}"
-            raise PortInUse(f"the port is in use{by}", where=where, do=do) from None
+            raise PortInUse(f"the port is in use{_held_by(address, port)}", where=where, do=do) from None
         raise _unusable(where, error) from error
+
+
+def _held_by(address: str, port: int) -> str:
+    """By whom, as far as it can be seen: another user's process cannot, its user can."""
+    if (holder := proc.holder(port)) is not None:
+        return f" by process {holder.pid} ({escape(holder.name)})"
+    if (uid := proc.listening_uid(address, port)) is None:
+        return ""
+    with contextlib.suppress(KeyError):
+        return f" by a process of {escape(pwd.getpwuid(uid).pw_name)} (uid {uid})"
+    return f" by a process of uid {uid}"
 
 
 def _first_free(spec: ClusterSpec, node: NodeSpec, taken: set[int]) -> socket.socket | None:
@@ -122,15 +132,6 @@ def _listen(address: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _holder(port: int) -> proc.Stat | None:
-    """A process that listens on `port`, if it is one whose files we may see."""
-    for process in proc.everything():
-        with contextlib.suppress(PermissionRefused):
-            if any(listener.port == port for listener in proc.listening([process.pid])):
-                return process
-    return None
 
 
 def _settled(spec: ClusterSpec, kept: Mapping[str, int]) -> dict[str, int]:

@@ -7,6 +7,7 @@ others, and nothing may be concluded from it. Only reads; signals live in `sessi
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distsec.errors import PermissionRefused
+from distsec.pki.account import Account
 
 MAX_GENERATIONS = 256
 """How far `descends_from` walks up. Wrappers stack a handful deep; a longer chain is no chain of ours."""
@@ -113,6 +115,16 @@ def owner(pid: int) -> int | None:
         if line.startswith(b"Uid:"):
             return int(line.split()[2])
     raise ValueError("a /proc/PID/status without a line Uid:")
+
+
+def account(pid: int) -> Account | None:
+    """The user and group that it acts as, for `acting_as`; None for our own, and for one that is gone."""
+    content = _read(pid, "status")
+    if content is None:
+        return None
+    ids = {line[:4]: int(line.split()[2]) for line in content.splitlines() if line[:4] in {b"Uid:", b"Gid:"}}
+    uid, gid = ids[b"Uid:"], ids[b"Gid:"]
+    return None if uid in {0, os.geteuid()} else Account(f"uid {uid}", uid, gid, (gid,))
 
 
 def descends_from(pid: int, ancestor: int) -> bool:
@@ -217,6 +229,60 @@ def all_listening(pid: int) -> set[tuple[str, int]]:
     return set(_listening_inodes(pid).values())
 
 
+def shares_network(pid: int) -> bool | None:
+    """Whether the process is in our network namespace: what it listens on elsewhere is not on this host. None
+    where that may not be seen, and of one that is gone.
+    """
+    try:
+        theirs, ours = _link(pid, "ns/net"), _link(os.getpid(), "ns/net")
+    except PermissionRefused:
+        return None
+    return None if theirs is None or ours is None else theirs == ours
+
+
+def holder(port: int) -> Stat | None:
+    """A process in our network namespace that listens on `port`, if it is one whose sockets may be seen.
+    One pass over /proc.
+    """
+    sockets = {inode for inode, (_, each) in _listening_inodes(os.getpid()).items() if each == port}
+    for process in everything() if sockets else ():
+        with contextlib.suppress(PermissionRefused, OSError):
+            if sockets & _socket_inodes(process.pid):
+                return process
+    return None
+
+
+def listening_uid(address: str, port: int) -> int | None:
+    """The uid of a listener in our network namespace that nobody can listen at `address`:`port` beside. This
+    anybody may see of everybody. None: there is none.
+    """
+    taken = {(each, port) for each in (address, "0.0.0.0", "::")}  # noqa: S104 - compared, not bound
+    for table in ("net/tcp", "net/tcp6"):
+        for line in (_read(os.getpid(), table) or b"").decode("ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _TCP_LISTEN and parse_address(fields[1]) in taken:
+                return int(fields[7])
+    return None
+
+
+def finds_same(pid: int, path: Path) -> bool | None:
+    """Whether what the process finds at the absolute `path` is what we find there: in a container the same
+    name is another file. None where that cannot be seen, and of one that is gone.
+    """
+    root = _PROC / str(pid) / "root"
+    try:
+        ours = path.stat()
+        root.stat()
+    except OSError:
+        return None
+    try:
+        return os.path.samestat(ours, (root / path.relative_to("/")).stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """Reads `0100007F:1F90` as /proc/net/tcp and tcp6 print it: 32-bit words in the byte order of this
     machine.
@@ -292,5 +358,5 @@ def _listening_inodes(pid: int) -> dict[int, tuple[str, int]]:
 def _unreadable(pid: int) -> PermissionRefused:
     return PermissionRefused(
         f"the open files of process {pid} may not be read, so its sockets are unknown",
-        do="run the node as the user of the orchestrator, or the orchestrator with CAP_SYS_PTRACE",
+        do="run all of the node as one user, the orchestrator's or its own (user in its [[nodes]])",
     )

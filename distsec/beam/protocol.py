@@ -28,6 +28,9 @@ from distsec.model.secret import Secret
 from distsec.model.text import escape
 
 VERSION: Final = 1
+SPOKEN: Final = frozenset({VERSION})
+"""Versions of agents that are understood, those of nodes from before an upgrade among them."""
+
 NONCE_BYTES: Final = 32
 MAX_OPENING_FRAME_BYTES: Final = (
     4096  # hello and proof hold a name of 255 bytes, two nonces and a MAC at most
@@ -160,7 +163,7 @@ class AgentConnection:
         version = term[1] if len(term) > 1 else None
         if type(version) is not int:
             _wrong("hello without a version")
-        if version != VERSION:
+        if version not in SPOKEN:
             agent_is_older = version < VERSION
             raise ProtocolError(
                 f"the agent speaks version {escape(str(version), 10)}, the orchestrator {VERSION}",
@@ -175,7 +178,7 @@ class AgentConnection:
             _wrong(f"hello from {escape(node, 80) if type(node) is bytes else 'no node'}")
         self._agent_nonce = nonce
         mac = orchestrator_mac(self._key, self.node, nonce, self._nonce)
-        self._send((Atom("challenge"), VERSION, self._nonce, mac))
+        self._send((Atom("challenge"), version, self._nonce, mac))
 
     def _proof(self, term: tuple[Term, ...]) -> Opened:
         _arity(term, 3)

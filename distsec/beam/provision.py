@@ -23,7 +23,7 @@ from distsec.model.cluster import ClusterSpec, NodeSpec
 from distsec.model.names import NodeName
 from distsec.model.secret import Secret
 from distsec.pki import authority as ca
-from distsec.pki import cookies, pairs, signing, trust
+from distsec.pki import cookies, hosts, pairs, signing, trust
 from distsec.pki.authority import Authority
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
@@ -85,11 +85,13 @@ def provision(
         _render_optfile(spec, store, node)
     report = ProvisionReport()
     with store.locked():
-        ours = (ca.KEY_FILE, ca.SEALED_FILE, ca.CERTIFICATE_FILE, signing.KEY_FILE, cookies.SECRET_FILE)
+        keys = (signing.KEY_FILE, cookies.SECRET_FILE, hosts.KEY_FILE)
+        ours = (ca.KEY_FILE, ca.SEALED_FILE, ca.CERTIFICATE_FILE, *keys)
         missing = [relative for relative in ours if not store.exists(relative)]
         authority = _issuing(spec, store, now, seal)
         signer = PolicySigner.create(store)
         cookies.create_secret(store)
+        hosts.create_host_key(store)
         for relative in filter(store.exists, ours):
             report.note(relative, relative in missing)
         allotted = allot_ports(spec, store)
@@ -315,7 +317,7 @@ def _write_derived(
 
 def _cookie_file(spec: ClusterSpec, store: Store, name: str, overlay: Overlay) -> bytes:
     return render.cookie_file(
-        cookies.cookie_set(store, name, cookie_peers(spec, overlay), dict(overlay.epochs))
+        cookies.cookie_set(store, name, cookie_peers(spec, overlay), dict(overlay.epochs), spec.hosts)
     )
 
 

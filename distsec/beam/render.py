@@ -1,4 +1,5 @@
-"""What a node is given before it starts: optfile, guard, cookies, policy document, ERL_AFLAGS (pure).
+"""The files that a node is given before it starts: optfile, guard, cookies, policy document (pure). Its flags
+are `beam.aflags`.
 
 docs/state-files.md specifies the files. Nothing here reads, writes or signs: the caller passes values in and
 stores what comes out. What cannot be carried faithfully is refused with a ConfigError: nothing starts.
@@ -11,10 +12,10 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, NotRequired, TypedDict, Unpack
+from typing import Final
 
 from distsec.beam.erlang_text import Symbol, Term, erlang_atom, erlang_binary, erlang_term
 from distsec.beam.tls_options import Role, refuse_illegal, tls_options
@@ -26,16 +27,16 @@ from distsec.model.policy import Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
 
 __all__ = [
-    "FlagFields",
+    "checked_port",
     "cookie_file",
-    "erl_aflags",
     "erlang_binary",
-    "escape_for_erlexec",
-    "flag_words",
     "guard_file",
+    "interface_term",
     "optfile",
     "policy_document",
     "proto_dist",
+    "refused",
+    "text_path",
 ]
 
 OPTFILE: Final = "dist.conf"
@@ -45,16 +46,6 @@ TRUST: Final = "trust.pem"
 
 MAX_DOCUMENT_BYTES: Final = 512 * 1024
 """Of a policy document. A push carries it with a cookie for each peer, in one frame of at most 1 MiB."""
-
-_MAX_ENVIRONMENT_BYTES = 131_072 - len("ERL_AFLAGS=\0")
-"""execve takes 32 pages a string (MAX_ARG_STRLEN in linux/binfmts.h), name and final NUL included."""
-
-_BUFFERS: Final[Term] = [(Symbol("nodelay"), True), (Symbol("buffer"), 262_144)]
-"""Of each distribution socket. 256 KB is the best of 16 KB to 4 MB; by default it is 1,460 bytes, with which
-64 KB messages go at 1/25 of the speed on OTP 25, 1/37 on 27 and 1/1.8 on 29 (docs/speed.md)."""
-
-_ERLEXEC_SPECIAL = re.compile(r"[ \t\n\r\v\f'\"\\]")
-"""What separates or quotes words in ERL_AFLAGS (build_args_from_string in erts/etc/common/erlexec.c)."""
 
 _COOKIE = re.compile(rb"[A-Za-z0-9]{32,255}")
 """Atoms of plain letters; distsec_guard:cookies/0 takes no default below 32 characters."""
@@ -127,7 +118,7 @@ def guard_file(
     """
     tls = carrier.encrypted
     if tls != (optfile is not None):
-        raise _refused(
+        raise refused(
             "security.distribution.carrier", f"{carrier} {'needs an' if tls else 'takes no'} optfile", ""
         )
     guard: dict[str, Term] = {
@@ -138,7 +129,7 @@ def guard_file(
         "optfile": _path_octets(f"{directory}/{OPTFILE}") if tls else None,
         "optfile_sha256": hashlib.sha256(optfile).hexdigest().encode() if optfile is not None else None,
         "interface": interface_term(carrier, address),
-        "port": _checked_port(port),
+        "port": checked_port(port),
         "epmd": Symbol(epmd.value),
         "policy_key": base64.b64encode(policy_key),
         **({"floor": floor} if floor is not None else {}),
@@ -197,9 +188,9 @@ def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
         **({"epochs": [(n.encode(), e) for n, e in policy.epochs]} if policy.epochs else {}),
     }
     if policy.connect not in ("mesh", "none"):
-        raise _refused("security.distribution.connect", "must be mesh or none", "")
+        raise refused("security.distribution.connect", "must be mesh or none", "")
     if policy.generation < 0:
-        raise _refused("policy.generation", "must not be negative", "")
+        raise refused("policy.generation", "must not be negative", "")
     body = _document(
         f"%% The policy of cluster {erlang_binary(policy.cluster.encode())}, generation"
         f" {policy.generation:d}, issued {_utc(policy.issued_at)}.",
@@ -208,7 +199,7 @@ def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
     )
     document = body + _document(f"{{signature, {erlang_binary(base64.b64encode(sign(body)))}}}.")
     if len(document) > MAX_DOCUMENT_BYTES:
-        raise _refused(
+        raise refused(
             "security.distribution.allowed_nodes",
             f"the policy has {len(document)} bytes, and {MAX_DOCUMENT_BYTES} are the most that nodes take",
             "list fewer nodes, or cover CLI names by rules",
@@ -218,13 +209,13 @@ def policy_document(policy: Policy, sign: Callable[[bytes], bytes]) -> bytes:
 
 def _peer(peer: PolicyPeer) -> Term:
     if (peer.address is None) != (peer.port is None):
-        raise _refused("peers", f"{peer.name!a} has an address or a port alone", "give both or neither")
+        raise refused("peers", f"{peer.name!a} has an address or a port alone", "give both or neither")
     return {
         Symbol("name"): peer.name.encode(),
         Symbol("identity"): peer.identity.encode(),
         Symbol("phase"): Symbol(peer.phase.value),
         Symbol("address"): None if peer.address is None else peer.address.encode(),
-        Symbol("port"): None if peer.port is None else _checked_port(peer.port),
+        Symbol("port"): None if peer.port is None else checked_port(peer.port),
     }
 
 
@@ -240,7 +231,7 @@ def _rule(rule: PolicyRule) -> Term:
 def _cookie(cookie: Secret) -> bytes:
     value = cookie.reveal()
     if not _COOKIE.fullmatch(value):
-        raise _refused("cookie", "a cookie must be 32 to 255 letters and digits", "remove ca/cookie.secret")
+        raise refused("cookie", "a cookie must be 32 to 255 letters and digits", "remove ca/cookie.secret")
     return value
 
 
@@ -266,77 +257,11 @@ def _utc(seconds: int) -> str:
         return f"at {seconds:d}"
 
 
-# ---- flags -------------------------------------------------------------------------------------------------
+# ---- paths and addresses -----------------------------------------------------------------------------------
 
 
-class FlagFields(TypedDict):
-    """What a node's flags are made of. `directory` (of the node) and `ebin` (of the agent) are absolute.
-
-    `libraries`: absolute directories with code that the node's own release lacks (runtime.find_libraries).
-    """
-
-    node: NodeName
-    carrier: Carrier
-    directory: str
-    ebin: str
-    address: str
-    port: int
-    libraries: NotRequired[Sequence[str]]
-
-
-def erl_aflags(**fields: Unpack[FlagFields]) -> str:
-    """The value of ERL_AFLAGS that puts the guard into a node's VM, whatever command starts it.
-
-    It is made of `flag_words`. Raises ConfigError for what the emulator would not get as it is.
-    """
-    flags = " ".join(map(escape_for_erlexec, flag_words(**fields)))
-    if len(os.fsencode(flags)) > _MAX_ENVIRONMENT_BYTES:
-        raise _refused(
-            "cluster.state_dir",
-            "ERL_AFLAGS would be longer than an environment variable may be",
-            "shorten it",
-        )
-    return flags
-
-
-def flag_words(**fields: Unpack[FlagFields]) -> list[str]:
-    """The flags of `erl_aflags` as the emulator gets them, one argument each.
-
-    They hold no secret: arguments and environments can be read in /proc. Raises ConfigError.
-    """
-    node, carrier, directory = fields["node"], fields["carrier"], fields["directory"]
-    address, port = fields["address"], fields["port"]
-    interface = interface_term(carrier, address)
-    words = ["-distsec_dir", _text_path(directory)]
-    words += ["-mode", "interactive"]  # -s and -proto_dist fail in embedded releases; the first -mode wins
-    words += ["-pa", _text_path(fields["ebin"])]
-    if libraries := fields.get("libraries", ()):
-        words += ["-pz", *map(_text_path, libraries)]  # behind the release's own, which win where it has them
-    words += ["-name" if node.long else "-sname", str(node)]
-    words += ["-proto_dist", proto_dist(carrier, address)]
-    if carrier.encrypted:
-        words += ["-ssl_dist_optfile", _text_path(f"{directory}/{OPTFILE}")]
-    words += ["-epmd_module", "distsec_epmd", "-start_epmd", "false", "-nocookie"]
-    # A -no_epmd of the node's own would leave distsec_epmd, and so the boot guard, out, since
-    # erl_distribution:init/1 looks for exactly one, without a value. This takes the effect from any other.
-    words += ["-no_epmd", "false"]
-    words += ["-kernel", "inet_dist_use_interface", erlang_term(interface)]
-    words += ["inet_dist_listen_min", str(_checked_port(port)), "inet_dist_listen_max", str(port)]
-    words += [
-        "inet_dist_listen_options",
-        erlang_term(_BUFFERS),
-        "inet_dist_connect_options",
-        erlang_term(_BUFFERS),
-    ]
-    return words
-
-
-def escape_for_erlexec(word: str) -> str:
-    """`word` such that erlexec takes it out of ERL_AFLAGS as one argument, unchanged."""
-    return _ERLEXEC_SPECIAL.sub(lambda match: "\\" + match[0], word)
-
-
-def _text_path(path: str) -> str:
+def text_path(path: str) -> str:
+    """An absolute path, unchanged. Raises ConfigError for one that not every release and locale can use."""
     _path_octets(path)
     return path
 
@@ -346,34 +271,31 @@ def _path_octets(path: str) -> bytes:
     do = "choose another directory for cluster.state_dir"
     if not path.startswith("/"):
         # A value that begins with - or + is read as a flag; ~ and relative paths mean another file in a node.
-        raise _refused("cluster.state_dir", f"{path[:80]!a} is no absolute path", do)
+        raise refused("cluster.state_dir", f"{path[:80]!a} is no absolute path", do)
     if "\0" in path:
-        raise _refused("cluster.state_dir", f"{path[:80]!a} holds a NUL", do)
+        raise refused("cluster.state_dir", f"{path[:80]!a} holds a NUL", do)
     try:
         octets = os.fsencode(path)
         octets.decode("utf-8")
     except UnicodeError:
         # In a UTF-8 locale init:get_argument/1 returns {error, …} in place of the string, on every release.
-        raise _refused(
+        raise refused(
             "cluster.state_dir", f"{path[:80]!a} is not UTF-8, which Erlang cannot read", do
         ) from None
     return octets
-
-
-# ---- addresses ---------------------------------------------------------------------------------------------
 
 
 def _interface(carrier: Carrier, address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
-        raise _refused(
+        raise refused(
             "nodes.address", f"{address[:80]!a} is no IP address", "write it as 127.0.0.1"
         ) from None
     if ip.version == 6 and ip.scope_id is not None:
-        raise _refused("nodes.address", f"{address[:80]!a} has a zone", "take %… out")
+        raise refused("nodes.address", f"{address[:80]!a} has a zone", "take %… out")
     if not carrier.encrypted and not ip.is_loopback:
-        raise _refused(
+        raise refused(
             "nodes.address", f"{address} is not on loopback, and {carrier} is not encrypted", "use TLS"
         )
     return ip
@@ -386,11 +308,13 @@ def interface_term(carrier: Carrier, address: str) -> Term:
     return tuple(int.from_bytes(ip.packed[at : at + width]) for at in range(0, len(ip.packed), width))
 
 
-def _checked_port(port: int) -> int:
+def checked_port(port: int) -> int:
+    """Raises ConfigError for what is no port."""
     if not 0 < port < 65_536:
-        raise _refused("nodes.port", f"{port} is no port", "use 1 to 65535")
+        raise refused("nodes.port", f"{port} is no port", "use 1 to 65535")
     return port
 
 
-def _refused(key: str, what: str, do: str) -> ConfigError:
+def refused(key: str, what: str, do: str) -> ConfigError:
+    """The error of what the configuration says at `key`; the caller names the file."""
     return ConfigError("", [Problem(key, 0, what, do)])

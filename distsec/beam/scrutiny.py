@@ -44,7 +44,7 @@ def find_before_start(
 class BootWatch:
     """The emulators below one process that was started for a node. Belongs to one thread at a time.
 
-    `generated`: the words that distsec itself gives (render.flag_words).
+    `generated`: the words that distsec itself gives (aflags.flag_words).
     """
 
     def __init__(self, node: str, leader: int, generated: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distsec.beam import proc
+from distsec.pki.account import Account, acting_as
 
 KILL_DEADLINE_SECONDS = 5.0
 """How long after SIGKILL a process may still be there (in the kernel, on a dead disk) before it is given
@@ -48,16 +49,22 @@ class Member:
 
 
 def leftovers(
-    leader: Member | None, log: Path, *, held: bool = False, known_alive: int | None = None
+    leader: Member | None,
+    log: Path,
+    *,
+    held: bool = False,
+    known_alive: int | None = None,
+    account: Account | None = None,
 ) -> list[Member]:
     """What lives of the node whose log is `log` and whose leader was `leader` (None: not known), the leader
     excluded.
 
     `held`: the leader's pid cannot have been reused (it is a zombie of ours). `known_alive`: clock ticks
-    since boot at which the leader still lived; what began before that in its session is its. One pass over
-    /proc.
+    since boot at which the leader still lived; what began before that in its session is its.
+    `account`: whom it ran as, where that is not ourselves: the mark is read as that user, so that no other
+    one's process can carry it. One pass over /proc.
     """
-    mark = _Mark(log)
+    mark = Mark(log, account)
     reused = leader is not None and (proc.start_time(leader.pid) or leader.start_time) != leader.start_time
     found = []
     for each in proc.everything():
@@ -130,10 +137,11 @@ def ticks_now() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * proc.CLOCK_TICKS_PER_SECOND)
 
 
-class _Mark:
+class Mark:
     """Whether a process was started as part of the node that owns this log."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, account: Account | None = None) -> None:
+        self._account = account
         # With the separator, so that the directory of `a` is none of `a-2`.
         self._directory = os.fsencode(log.parent) + b"/"
         try:
@@ -143,7 +151,9 @@ class _Mark:
             self._file = None
 
     def is_on(self, pid: int) -> bool:
-        return proc.environment_holds(pid, b"ERL_CRASH_DUMP=" + self._directory) or self._writes_to_log(pid)
+        with acting_as(self._account):
+            started = proc.environment_holds(pid, b"ERL_CRASH_DUMP=" + self._directory)
+            return started or self._writes_to_log(pid)
 
     def _writes_to_log(self, pid: int) -> bool:
         for descriptor in (1, 2):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -42,9 +43,12 @@ class ShellFields:
     erl: str
 
 
-def shell_policy(wanted: Policy, target: PolicyPeer) -> Policy:
-    """The policy of a shell: of the `wanted` one that node alone, and whatever is refused in the cluster."""
-    return replace(wanted, peers=(replace(target, phase=Phase.OPEN),), rules=(), epochs=(), connect="none")
+def shell_policy(wanted: Policy, target: PolicyPeer, others: Sequence[PolicyPeer] = ()) -> Policy:
+    """The policy of a shell: of the `wanted` one that node alone, and whatever is refused in the cluster. A
+    tool's has `others` too.
+    """
+    peers = tuple(replace(peer, phase=Phase.OPEN) for peer in (target, *others))
+    return replace(wanted, peers=peers, rules=(), epochs=(), connect="none")
 
 
 def shell_files(
@@ -63,27 +67,36 @@ def shell_files(
     port, which is when nodes set theirs. Raises ConfigError for what cannot be rendered.
     """
     signer = Ed25519PrivateKey.generate()
-    files: dict[str, bytes] = {".erlang.cookie": cookie.reveal()}
-    optfile = None
-    if fields.carrier.encrypted:
-        assert key is not None and certificate is not None and trust is not None
-        optfile = render.optfile(directory=fields.directory)
-        files |= {
-            render.KEY: key.reveal(),
-            render.CERTIFICATE: certificate,
-            render.TRUST: trust,
-            render.OPTFILE: optfile,
-        }
+    files, optfile = tls_files(fields, key=key, certificate=certificate, trust=trust)
     return files | {
+        ".erlang.cookie": cookie.reveal(),
         "policy.term": render.policy_document(policy, signer.sign),
-        "guard.term": _guard_file(fields, signer.public_key().public_bytes_raw(), optfile),
+        "guard.term": guard_file(fields, "shell", signer.public_key().public_bytes_raw(), optfile),
     }
 
 
-def _guard_file(fields: ShellFields, policy_key: bytes, optfile: bytes | None) -> bytes:
+def tls_files(
+    fields: ShellFields, *, key: Secret | None, certificate: bytes | None, trust: bytes | None
+) -> tuple[dict[str, bytes], bytes | None]:
+    """The files of TLS, and of these the optfile; none where the carrier has no TLS."""
+    if not fields.carrier.encrypted:
+        return {}, None
+    assert key is not None and certificate is not None and trust is not None
+    optfile = render.optfile(directory=fields.directory)
+    files = {
+        render.KEY: key.reveal(),
+        render.CERTIFICATE: certificate,
+        render.TRUST: trust,
+        render.OPTFILE: optfile,
+    }
+    return files, optfile
+
+
+def guard_file(fields: ShellFields, kind: str, policy_key: bytes, optfile: bytes | None) -> bytes:
+    """`guard.term` of a VM that only dials; `kind` is "shell" or "tool"."""
     guard: dict[Symbol | bytes, Term] = {
         Symbol("version"): 1,
-        Symbol("kind"): Symbol("shell"),
+        Symbol("kind"): Symbol(kind),
         Symbol("node"): str(fields.name).encode(),
         Symbol("target"): fields.target.name.encode(),
         Symbol("cluster"): fields.cluster.encode(),
@@ -93,7 +106,7 @@ def _guard_file(fields: ShellFields, policy_key: bytes, optfile: bytes | None) -
         Symbol("interface"): render.interface_term(fields.carrier, _address(fields)),
         Symbol("policy_key"): base64.b64encode(policy_key),
     }
-    comment = "% What must hold in this shell's VM. Written by distsec."
+    comment = f"% What must hold in this {kind}'s VM. Written by distsec."
     return f"{comment}\n{{distsec_guard, {erlang_term(guard)}}}.\n".encode("ascii")
 
 
@@ -104,15 +117,20 @@ def shell_words(fields: ShellFields) -> list[str]:
     words = [fields.erl, "-boot", "no_dot_erlang", "-distsec_dir", fields.directory]
     words += ["-mode", "interactive", "-pa", fields.ebin]
     words += ["-name" if fields.name.long else "-sname", str(fields.name), "-hidden", "-dist_listen", "false"]
-    words += ["-proto_dist", render.proto_dist(fields.carrier, _address(fields))]
+    words += dialling_words(fields)
+    words += ["-kernel", "logger_level", "critical"]  # whatever goes wrong distsec_shell says in a line
+    # A few threads do for one link.
+    return [*words, "+S", "2:2", "+SDio", "1", "+sbwt", "none", "+pc", "unicode"]
+
+
+def dialling_words(fields: ShellFields) -> list[str]:
+    """The flags that put our carrier and resolver into a VM that only dials."""
+    words = ["-proto_dist", render.proto_dist(fields.carrier, _address(fields))]
     if fields.carrier.encrypted:
         words += ["-ssl_dist_optfile", f"{fields.directory}/{render.OPTFILE}"]
     words += ["-epmd_module", "distsec_epmd", "-start_epmd", "false", "-no_epmd", "false"]
     words += ["-kernel", "inet_dist_use_interface"]
-    words += [erlang_term(render.interface_term(fields.carrier, _address(fields)))]
-    words += ["logger_level", "critical"]  # whatever goes wrong distsec_shell says in a line
-    # A few threads do for one link.
-    return [*words, "+S", "2:2", "+SDio", "1", "+sbwt", "none", "+pc", "unicode"]
+    return [*words, erlang_term(render.interface_term(fields.carrier, _address(fields)))]
 
 
 def _address(fields: ShellFields) -> str:

@@ -7,6 +7,7 @@ becomes the shell's VM, so that its pid and start time tell whether it still liv
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from distsec.beam.node import boot_id
 from distsec.beam.shell import DIRECTORY, RECORD
 from distsec.errors import StoreError
 from distsec.model.shells import Operator
+from distsec.pki import forms
 from distsec.pki.store import Store
 
 _SCHEMA = 1
@@ -27,6 +29,9 @@ _TOKEN = re.compile(r"[0-9a-f]{16}")
 class ShellRecord:
     """`shell.json`: `name` is at `node`, by the process of `operator`, which began at `start_time` (clock
     ticks since boot `boot`). `opened_at` is Unix seconds.
+
+    With a `program` it is no shell but that tool of an application: `name` is a pattern of the names that it
+    may make up, and it may link with `others` too.
     """
 
     token: str
@@ -37,6 +42,8 @@ class ShellRecord:
     start_time: int
     boot: str
     opened_at: int
+    program: str | None = None
+    others: tuple[str, ...] = ()
 
     @classmethod
     def begin(
@@ -49,9 +56,11 @@ class ShellRecord:
         operator: Operator,
         start_time: int,
         opened_at: int,
+        program: str | None = None,
+        others: tuple[str, ...] = (),
     ) -> ShellRecord:
         """Of a shell to be, in this boot of the kernel."""
-        return cls(token, node, name, identity, operator, start_time, boot_id(), opened_at)
+        return cls(token, node, name, identity, operator, start_time, boot_id(), opened_at, program, others)
 
     @property
     def lives(self) -> bool:
@@ -69,6 +78,22 @@ def write(store: Store, record: ShellRecord, files: Mapping[str, bytes]) -> None
     except BaseException:
         remove(store, record.token)
         raise
+
+
+def entrust(store: Store, token: str, group: int) -> None:
+    """Lets that group read what is in the directory, but for the record: a tool runs as the user of its node.
+    Raises StoreError.
+    """
+    directory = store.path(f"{DIRECTORY}/{token}")
+    try:
+        for file in directory.iterdir():
+            if file.name != RECORD:
+                os.chown(file, -1, group, follow_symlinks=False)
+                file.chmod(0o640)
+        for way in (directory, directory.parent):
+            way.chmod(forms.WAY_MODE)
+    except OSError as error:
+        raise forms.refused(directory, error) from error
 
 
 def remove(store: Store, token: str) -> None:
@@ -99,6 +124,8 @@ def _read(store: Store, token: str) -> ShellRecord:
     if document.pop("schema") != _SCHEMA or document["token"] != token:
         raise ValueError("schema")
     document["operator"] = Operator(**document["operator"])
+    document["others"] = tuple(document.get("others", ()))
+    document.setdefault("program", None)  # neither was there before tools
     if set(document) != {field.name for field in fields(ShellRecord)}:
         raise ValueError("other keys")
     return ShellRecord(**document)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import socket
 import stat
@@ -17,6 +18,8 @@ from struct import Struct
 from typing import Final
 
 from distsec.errors import PortInUse, StoreError
+from distsec.pki import files
+from distsec.pki.forms import ENTRUSTED_MODE
 
 MAX_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1; Erlang's {local, Path} has the same limit
 
@@ -31,20 +34,29 @@ class Listening:
     path: Path
     inode: tuple[int, int]
 
+    def is_there(self) -> bool:
+        """Whether who connects to `path` comes here."""
+        try:
+            found = self.path.lstat()
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.inode
+
     def close(self) -> None:
         """Stops listening and removes the file, if it is still ours."""
         self.socket.close()
         with contextlib.suppress(FileNotFoundError):
-            found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == self.inode:
+            if self.is_there():
                 self.path.unlink()
 
 
-def listen(path: Path, backlog: int = 16) -> Listening:
+def listen(path: Path, backlog: int = 16, *, gid: int | None = None) -> Listening:
     """Listens at `path`, mode 0600, in a directory that only we can enter. What is there is removed only if
     it is a socket of ours at which nobody listens.
 
-    Raises StoreError (the directory or the file cannot be used) or PortInUse (somebody listens there).
+    `gid`: a group that may connect too, and make files in the directory, which is sticky: 1770. Whatever is
+    not ours there then gives way. Raises StoreError (the directory or the file cannot be used) or PortInUse
+    (somebody listens there).
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise StoreError(
@@ -52,12 +64,15 @@ def listen(path: Path, backlog: int = 16) -> Listening:
             where=str(path),
             do="choose a shorter state_dir",
         )
-    _check_directory(path.parent)
-    _remove_stale(path)
+    _check_directory(path.parent, gid)
+    _remove_stale(path, yields=gid is not None)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         os.fchmod(listener.fileno(), 0o600)
-        listener.bind(os.fspath(path))
+        if gid is None:
+            listener.bind(os.fspath(path))
+        else:
+            _bind_among_others(listener, path, gid)
         listener.listen(backlog)
         made = path.lstat()
     except OSError as error:
@@ -68,14 +83,29 @@ def listen(path: Path, backlog: int = 16) -> Listening:
     return Listening(listener, path, (made.st_dev, made.st_ino))
 
 
-def _check_directory(directory: Path) -> None:
+def _bind_among_others(listener: socket.socket, path: Path, gid: int) -> None:
+    """Under a name that nobody knows, then in the place of whatever is at `path`."""
+    fresh = path.with_name(f".{secrets.token_hex(4)}")  # no longer than agent.sock
+    listener.bind(os.fspath(fresh))
+    os.chown(fresh, -1, gid, follow_symlinks=False)
+    fresh.chmod(0o660)  # ours, in a sticky directory: nobody else can have put a link there
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        files.take_place(directory, fresh.name, path.name)
+    finally:
+        os.close(directory)
+
+
+def _check_directory(directory: Path, gid: int | None) -> None:
     try:
         found = directory.lstat()
     except OSError as error:
         raise StoreError(
             f"cannot use the directory: {error.strerror}", where=str(directory), do="run distsec init"
         ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    mode = stat.S_IMODE(found.st_mode)
+    closed = not mode & 0o066 if gid is None else mode == ENTRUSTED_MODE and found.st_gid == gid
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or not closed:
         raise StoreError(
             "a socket needs a directory that is ours alone",
             where=str(directory),
@@ -83,12 +113,14 @@ def _check_directory(directory: Path) -> None:
         )
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, *, yields: bool) -> None:
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        if yields:
+            return
         raise StoreError(
             "something that is not a socket of ours is there", where=str(path), do="move it away"
         )

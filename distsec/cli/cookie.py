@@ -30,7 +30,7 @@ def command() -> None:
     """The cookies of the distribution: rotate them without ending a link, see how old they are."""
 
 
-@command.command()
+@command.command(short_help="Give every pair of nodes another cookie; no link ends.")
 @click.option(
     "--give-up", is_flag=True, help="Take back a rotation, as long as no node dials with the new cookies."
 )
@@ -65,7 +65,7 @@ def rotate(give_up: bool, elsewhere: bool, config: str | None) -> None:
         click.echo(f"refused until they are brought their new cookies: {names}")
 
 
-@command.command()
+@command.command(short_help="Show how old the cookies are; how far a rotation is.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 @config_option
 def status(as_json: bool, config: str | None) -> None:

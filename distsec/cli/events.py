@@ -29,7 +29,12 @@ _SHOWN = ("peer", "direction", "reason", "address", "identity", "result", "detai
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; with -f one JSON object a line.")
 @config_option
 def command(follow: bool, since: str | None, as_json: bool, config: str | None) -> None:
-    """Shows the events that the orchestrator still holds: the most recent few thousand."""
+    """Shows the events that the orchestrator still holds: the most recent few thousand.
+
+    \b
+    distsec events --since 10m
+    distsec events -f --json | jq 'select(.event == "UnauthorizedAccess")'
+    """
     begin = 0.0 if since is None else parse_since(since, time.time())
     orchestrator = client(config)
     if not follow:

@@ -9,13 +9,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from distsec import __version__
 from distsec.errors import DistsecError
 from distsec.model.text import escape
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 EX_USAGE = 64
 EX_SOFTWARE = 70
@@ -36,14 +39,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "allow": ("distsec.cli.policy:allow", "Let a node into the cluster."),
     "deny": ("distsec.cli.policy:deny", "Keep a node out and end its links."),
     "shell": ("distsec.cli.shell:command", "A shell on a node, or the value of an expression there."),
+    "exec": ("distsec.cli.exec:command", "Run an application's own tool against a node (rabbitmqctl, …)."),
     "tls": ("distsec.cli.tls:command", "Make the CA alone."),
     "certs": ("distsec.cli.certs:command", "Certificates: show, issue, import, export, revoke them."),
     "cookie": ("distsec.cli.cookie:command", "The cookies of the distribution: rotate them, see their age."),
     "check": ("distsec.cli.check:command", "Look for what makes this cluster, or any BEAM here, unsafe."),
     "env": ("distsec.cli.env:command", "Print what a node needs that something else starts."),
+    "adopt": ("distsec.cli.adopt:command", "Take over a node that something else has started."),
+    "export": ("distsec.cli.export:command", "What this host says of itself, for the other hosts."),
+    "import": ("distsec.cli.imports:command", "Take what another host has exported."),
     "events": ("distsec.cli.events:command", "Show what happened, and with -f what happens."),
 }
 """Name → where the command is, and its line in `--help` (here, so that help imports no command)."""
+
+COMPLETE_VARIABLE = "_DISTSEC_COMPLETE"
+"""Click's, after the program's name: the scripts of completion.py set it."""
 
 DEBUG = "distsec.debug"
 """In the root context's `meta`: whether `--debug` was given anywhere."""
@@ -59,6 +69,10 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)
 
+    def line_of(self, name: str) -> str:
+        """What `--help` says of a command."""
+        return self._table[name][1]
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._table:
             return None
@@ -69,7 +83,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self._table and not args[0].startswith("-"):
+        if args[0] not in self._table and not args[0].startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], self._table, n=1)
@@ -80,6 +94,17 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click's, out of the table: a TAB imports no command either."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in self._table.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 class _Program(LazyGroup):
@@ -109,6 +134,10 @@ class _Program(LazyGroup):
         """Like click's, with this program's errors and exit codes."""
         meta: dict[str, Any] = {}
         extra.setdefault("obj", meta)
+        if COMPLETE_VARIABLE in os.environ:  # a TAB in a shell: click answers it in main()
+            from distsec.cli.completion import register
+
+            register()
         try:
             result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except (click.ClickException, click.Abort, DistsecError, OSError) as error:

@@ -43,6 +43,8 @@ def assess(status: Mapping[str, Any]) -> Health:
     degraded = [text for node in nodes for text in _degraded(node, status.get("policy_generation"))]
     if status.get("policy_rolled_back"):
         degraded.append(f"the policy went back: {status['policy_rolled_back']}")
+    if status.get("metrics_problem"):
+        degraded.append(f"no metrics: {status['metrics_problem']}")
     degraded += [
         f"{name} is tainted and not managed here: re-key it there, or deny it"
         for name in status.get("tainted_elsewhere", [])

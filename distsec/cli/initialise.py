@@ -12,18 +12,28 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distsec.beam.imports import Brought, import_authority
 from distsec.beam.provision import ProvisionReport, provision
 from distsec.config.edit import with_mode, with_nodes
 from distsec.config.load import load, parse
 from distsec.config.source import read_source
 from distsec.config.template import render_template
-from distsec.errors import CaKeyUnavailable, PermissionRefused, StoreError, UsageError
-from distsec.model.cluster import ClusterSpec, Mode
+from distsec.errors import (
+    CaKeyUnavailable,
+    CertificateRefused,
+    DistsecError,
+    PermissionRefused,
+    StoreError,
+    UsageError,
+)
+from distsec.model.cluster import ClusterSpec, Mode, NodeSpec
 from distsec.model.names import NodeName, check_trust_domain
-from distsec.pki import files
+from distsec.model.secret import Secret
+from distsec.pki import files, profile
+from distsec.pki.acceptance import certificates_in
 from distsec.pki.store import Store
 
 CONFIG_FILE = "distsec.toml"
@@ -35,11 +45,14 @@ _MAX_NAME = 63  # model.names.check_trust_domain
 
 @dataclass(frozen=True, slots=True)
 class Initialised:
-    """`config` is "made", "kept" or "extended"; `report` holds paths relative to the state directory."""
+    """`config` is "made", "kept" or "extended"; `report` holds paths relative to the state directory.
+    `lacking`: nodes whose certificate must be asked for where the CA's key is.
+    """
 
     spec: ClusterSpec
     config: str
     report: ProvisionReport
+    lacking: tuple[str, ...] = ()
 
 
 def initialise(
@@ -52,19 +65,46 @@ def initialise(
     now: float,
     open_store: Callable[[ClusterSpec], Store] | None = None,
     seal: bool = False,
+    trust: Brought | None = None,
+    asking: bool = False,
 ) -> Initialised:
     """Makes in `directory` what is missing of a cluster. None and an empty `nodes` stand for "as it is, or
     the default".
 
     `now` is Unix seconds. `open_store` gives the state directory with what opens its sealed key (None: as it
-    is); `seal`: the CA's key is to be sealed. Raises NameInvalid, UsageError, ConfigError, StoreError,
-    PermissionRefused, PortInUse or CaKeyUnavailable.
+    is); `seal`: the CA's key is to be sealed. `trust`: the certificate of a CA whose key is on another host;
+    with it, or where certificates are to be asked for (`asking`), nodes without one are no error. Raises
+    NameInvalid, UsageError, ConfigError, StoreError, PermissionRefused, PortInUse, CertificateRefused or
+    CaKeyUnavailable.
     """
+    lacking: list[str] = []
+
+    def without(node: NodeSpec, error: DistsecError) -> None:
+        if not isinstance(error, CaKeyUnavailable):
+            raise error
+        lacking.append(str(node.name))
 
     def complete(spec: ClusterSpec) -> ProvisionReport:
         store = open_store(spec) if open_store else Store(Path(spec.state_dir))
-        return provision(spec, store, now, seal=seal)
+        if trust is not None:
+            import_authority(spec, store, trust, None, _no_passphrase, now)
+        elsewhere = trust is not None or asking
+        return provision(spec, store, now, seal=seal, spoiled=without if elsewhere else None)
 
+    if trust is not None and name is None and not os.path.lexists(directory / CONFIG_FILE):
+        name = _cluster_of(trust)
+    done = _initialise(directory, name, nodes, mode, environment, complete)
+    return replace(done, lacking=tuple(lacking))
+
+
+def _initialise(
+    directory: Path,
+    name: str | None,
+    nodes: Sequence[str],
+    mode: Mode | None,
+    environment: Mapping[str, str],
+    complete: Callable[[ClusterSpec], ProvisionReport],
+) -> Initialised:
     names = tuple(dict.fromkeys(map(NodeName.parse, nodes)))
     path = directory.absolute() / CONFIG_FILE
     if os.path.lexists(path):
@@ -86,6 +126,25 @@ def initialise(
     if not _write(path, text, replacing=False):
         return _extend(path, name, names, mode, environment, complete)  # somebody else's init was faster
     return Initialised(spec, "made", report)
+
+
+def _cluster_of(trust: Brought) -> str:
+    """Whose CA it is, as its certificate says. Raises CertificateRefused, UsageError."""
+    try:
+        identities = profile.identities_of(certificates_in(trust.content)[0])
+    except ValueError:
+        raise CertificateRefused(
+            "holds no certificate that can be read (PEM)", where=trust.where, do="is it the right file?"
+        ) from None
+    if len(identities) != 1 or "/" in identities[0].removeprefix("spiffe://"):
+        raise UsageError(
+            "does not say whose CA it is", where=trust.where, do="bring the CA's, or add --name CLUSTER"
+        )
+    return identities[0].removeprefix("spiffe://")
+
+
+def _no_passphrase() -> Secret:
+    raise AssertionError("unreachable: no key is brought")
 
 
 def default_name(directory: Path) -> str:
@@ -148,7 +207,9 @@ def _write(path: Path, content: str, *, replacing: bool) -> bool:
             found = real.stat()
             if found.st_uid != os.geteuid():
                 what = f"belongs to uid {found.st_uid}, not to you"
-                raise PermissionRefused(what, where=str(real), do="run as that user")
+                raise PermissionRefused(
+                    what, where=str(real), do=f"run as that user (sudo -u '#{found.st_uid}' distsec …)"
+                )
             files.replace(directory, real.name, content.encode(), stat.S_IMODE(found.st_mode))
             return True
         finally:

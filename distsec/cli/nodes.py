@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from distsec.cli.candidates import managed_nodes
 from distsec.cli.options import client, config_option
 from distsec.cli.progress import waiting
 from distsec.model.text import escape
@@ -24,7 +25,7 @@ def _run(action: str, names: tuple[str, ...], everything: bool, config: str | No
         click.echo(f"{_DONE[action]} {escape(str(name))}")
 
 
-_names = click.argument("names", metavar="NODE…", nargs=-1)
+_names = click.argument("names", metavar="NODE…", nargs=-1, shell_complete=managed_nodes)
 _everything = click.option("--all", "everything", is_flag=True, help="All nodes of the configuration.")
 
 
@@ -33,7 +34,12 @@ _everything = click.option("--all", "everything", is_flag=True, help="All nodes 
 @_everything
 @config_option
 def start(names: tuple[str, ...], everything: bool, config: str | None) -> None:
-    """Starts nodes; returns when each runs and its guard is proven."""
+    """Starts nodes; returns when each runs and its guard is proven.
+
+    \b
+    distsec start poller@127.0.0.1
+    distsec start --all
+    """
     _run("start", names, everything, config)
 
 
@@ -42,7 +48,12 @@ def start(names: tuple[str, ...], everything: bool, config: str | None) -> None:
 @_everything
 @config_option
 def stop(names: tuple[str, ...], everything: bool, config: str | None) -> None:
-    """Stops nodes; returns when they have ended. They stay stopped until `distsec start`."""
+    """Stops nodes; returns when they have ended. They stay stopped until `distsec start`.
+
+    \b
+    distsec stop poller@127.0.0.1 agent@127.0.0.1
+    distsec stop --all
+    """
     _run("stop", names, everything, config)
 
 
@@ -51,5 +62,9 @@ def stop(names: tuple[str, ...], everything: bool, config: str | None) -> None:
 @_everything
 @config_option
 def restart(names: tuple[str, ...], everything: bool, config: str | None) -> None:
-    """Stops and starts nodes."""
+    """Stops and starts nodes.
+
+    \b
+    distsec restart poller@127.0.0.1
+    """
     _run("restart", names, everything, config)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from distsec.cli.candidates import any_file
 from distsec.cli.group import set_debug
-from distsec.control.client import ControlClient
-from distsec.control.wire import SOCKET_NAME
 
 if TYPE_CHECKING:
-    pass
+    from distsec.control.client import ControlClient
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,6 +35,7 @@ def config_option(command: Command) -> Command:
         "-c",
         "--config",
         metavar="FILE",
+        shell_complete=any_file,
         help=f"The configuration; else ${CONFIG_VARIABLE}, ./distsec.toml, /etc/distsec/distsec.toml.",
     )
     return config(debug(command))
@@ -43,21 +43,37 @@ def config_option(command: Command) -> Command:
 
 def client(config: str | None) -> ControlClient:
     """A client of the orchestrator that runs this configuration. Raises ConfigError where there is none."""
+    from distsec.control.client import ControlClient  # http.client: not for --help, nor for a TAB
+    from distsec.control.wire import SOCKET_NAME
+
     path = _find(config)
     start = f"distsec run -c {shlex.quote(str(path))}"
     return ControlClient(f"{_state_dir(path)}/{SOCKET_NAME}", start_command=start)
 
 
-def _find(option: str | None) -> Path:
+def known_config(option: str | None) -> Path | None:
+    """What a command with this `-c` reads; None: there is no configuration."""
     named = option or os.environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named).absolute()
     for candidate in SEARCHED:
         if os.path.lexists(candidate):
             return Path(candidate).absolute()
+    return None
+
+
+def _find(option: str | None) -> Path:
+    if (path := known_config(option)) is not None:
+        return path
     from distsec.config.load import find_config
 
     return find_config(None, os.environ)
+
+
+def state_directory(config: str | None) -> tuple[Path, str]:
+    """The configuration that `client` would go by, and its state directory. Raises ConfigError."""
+    path = _find(config)
+    return path, _state_dir(path)
 
 
 def _state_dir(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distsec.cli.candidates import listed_nodes
 from distsec.cli.events import parse_since
 from distsec.cli.options import client, config_option
 from distsec.cli.progress import waiting
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("node", metavar="NODE")
+@click.argument("node", metavar="NODE", shell_complete=listed_nodes)
 @click.option(
     "--identity",
     metavar="ID",
@@ -37,6 +38,10 @@ def allow(node: str, identity: str | None, config: str | None) -> None:
     An identity of it that was revoked (`distsec certs revoke spiffe://…`) is good again.
 
     A link is remote code execution: whoever is let in can run anything in every node it links with.
+
+    \b
+    distsec allow poller@10.0.0.7
+    distsec allow db@10.0.0.9 --identity dns:db1.example.net
     """
     orchestrator = client(config)
     with waiting(f"allowing {escape(node)}"):
@@ -48,7 +53,7 @@ def allow(node: str, identity: str | None, config: str | None) -> None:
 
 
 @click.command()
-@click.argument("node", metavar="NODE")
+@click.argument("node", metavar="NODE", shell_complete=listed_nodes)
 @click.option(
     "--compromised", is_flag=True, help="Also re-key and restart every node that it may have reached."
 )
@@ -66,6 +71,10 @@ def deny(node: str, compromised: bool, since: str | None, config: str | None) ->
     re-keys (key, certificate, agent key, cookies) and starts again every node that was linked with NODE, and
     those that were linked with these afterwards. NODE itself, if it is managed here, is stopped, and stays so
     until `distsec allow` and `distsec start`. In a full mesh that is every node.
+
+    \b
+    distsec deny poller@10.0.0.7
+    distsec deny poller@10.0.0.7 --compromised --since 2h
     """
     if since is not None and not compromised:
         raise click.UsageError("--since goes with --compromised")

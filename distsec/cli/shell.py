@@ -1,6 +1,7 @@
 """`distsec shell NODE`: this process asks the orchestrator for a shell, and then becomes its Erlang VM.
 
-It keeps its pid, by which the orchestrator knows when the shell has ended, however it ends.
+It keeps its pid, by which the orchestrator knows when the shell has ended, however it ends. Where root has a
+terminal and becomes another user, it stays with the terminal instead, and ends with the shell (`cli.relay`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, NoReturn
 
 import click
 
+from distsec.cli.candidates import managed_nodes
+from distsec.cli.keystrokes import refuse_typing
 from distsec.cli.options import client, config_option
 from distsec.cli.progress import waiting
 from distsec.control.attach import (
@@ -56,7 +59,7 @@ in time; 130 Ctrl-C.
 
 
 @click.command("shell", epilog=_EPILOG)
-@click.argument("node", metavar="NODE")
+@click.argument("node", metavar="NODE", shell_complete=managed_nodes)
 @click.option(
     "--eval",
     "expression",
@@ -76,7 +79,7 @@ def command(node: str, expression: str | None, timeout: int | None, config: str 
     It needs no HOME, no TERM and no terminal. A link is remote code execution both ways: NODE could run code
     in the VM of this shell, as you. So do not attach to a node that you believe compromised.
     """
-    _open_standard_streams()
+    open_standard_streams()
     given = (
         None if expression is None else check_expression(_from_stdin() if expression == "-" else expression)
     )
@@ -90,7 +93,7 @@ def command(node: str, expression: str | None, timeout: int | None, config: str 
     seconds = timeout or (0 if watched else DEFAULT_TIMEOUT_SECONDS)
     if watched:
         click.echo(f"{escape(node)}: leave with Ctrl-G q or q(); only init:stop() stops the node", err=True)
-    _become_user(answer)
+    become_user(answer)
     if given is not None:
         _write_private(f"{directory}/{EXPRESSION}", given)
     if use is Use.EVALUATE:
@@ -134,7 +137,7 @@ def _from_stdin() -> str:
         raise UsageError("the expression on stdin is not UTF-8") from None
 
 
-def _open_standard_streams() -> None:
+def open_standard_streams() -> None:
     """An Erlang VM needs all three; whoever starts this may have closed some."""
     for descriptor in (0, 1, 2):
         try:
@@ -150,19 +153,26 @@ def _answered(answer: Mapping[str, Any]) -> tuple[list[str], str]:
     return [str(word) for word in words], directory
 
 
-def _become_user(answer: Mapping[str, Any]) -> None:
+def become_user(answer: Mapping[str, Any]) -> None:
     """Root gives up what it need not have: the node could run code in this shell, and is the orchestrator's
-    user's.
+    user's. A tool runs as its node does. Neither gets the terminal that root goes on with: where there is one
+    this process stays with it (`cli.relay`), and a child of its own goes on here.
     """
     uid, gid = answer.get("uid"), answer.get("gid")
     if os.geteuid() != 0 or not isinstance(uid, int) or not isinstance(gid, int) or uid == 0:
         return
+    from distsec.cli import relay, tool_session  # for root alone
+
+    keeper = relay.keep_terminal(uid)
+    refuse_typing()
     try:
-        os.setgroups([])
+        os.setgroups([group for group in answer.get("groups", ()) if isinstance(group, int)])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
         raise PermissionRefused(f"cannot become uid {uid}: {error.strerror}") from None
+    if keeper is not None:
+        tool_session.end_with(keeper)
 
 
 def _write_private(path: str, octets: bytes) -> None:

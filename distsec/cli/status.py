@@ -34,6 +34,11 @@ def command(ctx: click.Context, as_json: bool, watch: bool, config: str | None) 
 
     A violation is a link that is up and not allowed, or a guard that is not in force. Refusals are neither a
     violation nor trouble: they are what the guard is for.
+
+    \b
+    distsec status
+    distsec status --json | jq '.nodes[] | {name, state}'
+    distsec status --watch
     """
     if watch and as_json:
         raise click.UsageError("--watch draws, --json is one document: use one of them")

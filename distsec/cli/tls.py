@@ -16,7 +16,7 @@ def command() -> None:
     """The CA by itself: for a host that only keeps its key."""
 
 
-@command.command("init")
+@command.command("init", short_help="Make the CA of a cluster in DIR, and nothing else.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--name", metavar="CLUSTER", help="The cluster's name. [default: after the directory]")
 @click.option("--seal", is_flag=True, help="Seal the CA's key with a passphrase.")
@@ -35,10 +35,12 @@ def init(
     Where DIR has a distsec.toml its cluster and state_dir count. A CA that is there is never replaced.
 
     \b
+    distsec tls init /srv/ca --name shop --seal
+
+    \b
     The CA's key on a host of its own:
       there    distsec tls init /srv/ca --name shop --seal
-      here     mkdir -m 700 state state/ca, and ca/certificate.pem into it (mode 0600)
-      here     distsec certs renew --offline NODE... --out ask.pem
+      here     distsec init . --trust certificate.pem --request ask.pem
       there    distsec certs sign ask.pem --ca /srv/ca --out answer.pem
       here     distsec certs renew --offline --answer answer.pem
     """

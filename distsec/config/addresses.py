@@ -6,10 +6,13 @@ import ipaddress
 import re
 
 SAFE_BINDS = (
-    "use 127.0.0.1 for this host only, or the one private or VPN address that the peers use "
-    "(such as that of `tailscale ip -4`)"
+    "use 127.0.0.1 for this host only, the one private or VPN address that the peers use, or tailscale; "
+    "--confirm-network, or confirm_network = true beside it, if every interface is meant"
 )
 """What to do instead of listening everywhere."""
+
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+"""How it is written that every interface is meant; a confirmation must stand beside it (config.binding)."""
 
 _WILDCARDS = frozenset({"*", "0", "any", "all"})
 _LISTEN = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<plain>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
@@ -57,8 +60,17 @@ def parse_address(text: str, whole: str | None = None) -> str:
     return str(address)
 
 
+def listening_address(text: str) -> str:
+    """Like `parse_address`, of what is listened on: 0.0.0.0 and :: are passed on, for config.binding to
+    judge. Raises AddressInvalid.
+    """
+    return text if text in EVERYWHERE else parse_address(text)
+
+
 def parse_listen(text: str) -> tuple[str, int]:
-    """`address:port`, IPv6 addresses in brackets; port 0: the system assigns one. Raises AddressInvalid."""
+    """`address:port`, IPv6 addresses in brackets; port 0: the system assigns one. `tailscale`, 0.0.0.0 and ::
+    are passed on, for config.binding to judge. Raises AddressInvalid.
+    """
     shown = ascii(text[:80])
     found = _LISTEN.fullmatch(text)
     if not found:
@@ -76,6 +88,8 @@ def parse_listen(text: str) -> tuple[str, int]:
         raise AddressInvalid(
             f"{shown} has a port above 65535", "use a port from 0 (assigned by the system) to 65535"
         )
+    if host == "tailscale" or host in EVERYWHERE:
+        return host, port
     return parse_address(host, text), port
 
 
@@ -89,3 +103,11 @@ def is_loopback(address: str) -> bool:
 
 def is_ipv6(address: str) -> bool:
     return ":" in address
+
+
+def is_everywhere(address: str) -> bool:
+    """Whether who listens on `address` listens on every interface."""
+    try:
+        return ipaddress.ip_address(address).is_unspecified
+    except ValueError:
+        return False

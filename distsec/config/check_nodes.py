@@ -114,18 +114,8 @@ def _check_environment(path: KeyPath, node: Node, report: Report) -> None:
 def _check_rest(path: KeyPath, node: Node, report: Report) -> None:
     if node.user == "":
         report.error((*path, "user"), "is empty", "name a user, or remove it")
-    elif node.user is not None:
-        report.not_enforced(
-            (*path, "user"), "nodes run as the orchestrator's own user; separate users come later"
-        )
     if not node.has("command"):
-        for key in (
-            "restart",
-            "restart_intensity",
-            "restart_period_seconds",
-            "environment",
-            "working_directory",
-        ):
+        for key in ("restart", "restart_intensity", "restart_period_seconds", "working_directory"):
             if node.has(key):
                 report.warn((*path, key), "has no effect without a command", "add a command, or remove it")
     if node.restart is RestartPolicy.NEVER and (

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from distsec.config.lines import KeyPath
 from distsec.config.report import Report
 from distsec.config.schema import Distribution, Document, Features, Grpc, Rbac, Security
+from distsec.model.cookies import PLACEHOLDER
 
 SHORTEST_COOKIE = 20
 """Characters: what Erlang itself makes (auth.erl, create_cookie/1), about 94 bits."""
@@ -50,6 +51,7 @@ WELL_KNOWN_COOKIES = frozenset(
         "clustercookie",
         "supersecret",
         "your-secure-cookie-here",
+        PLACEHOLDER,
     ]
 )
 

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 from pydantic import PlainValidator
 from pydantic_core import PydanticCustomError
 
-from distsec.config.addresses import AddressInvalid, parse_address, parse_listen
+from distsec.config.addresses import AddressInvalid, listening_address, parse_address, parse_listen
 from distsec.errors import NameInvalid
 from distsec.model.cluster import Carrier, Epmd, Mode, OnExit, RestartPolicy
 from distsec.model.names import NodeName, check_trust_domain
@@ -166,6 +166,22 @@ def address(value: object) -> str | None:
         raise problem(error.what, error.do) from None
 
 
+def own_address(value: object) -> str | None:
+    """What is listened on: see config.addresses.listening_address."""
+    checked = text(value)
+    if checked is None:
+        return None
+    try:
+        return listening_address(checked)
+    except AddressInvalid as error:
+        raise problem(error.what, error.do) from None
+
+
+def bind(value: object) -> str | None:
+    """An address to listen on, or `tailscale`."""
+    return "tailscale" if value == "tailscale" else own_address(value)
+
+
 def listen(value: object) -> tuple[str, int] | bool | None:
     """(address, port), or False for "do not listen"."""
     if value is False or value == "":
@@ -226,6 +242,8 @@ Path = Annotated[str | None, PlainValidator(path)]
 Flag = Annotated[bool | None, PlainValidator(boolean)]
 Port = Annotated[int | None, PlainValidator(whole(LOWEST_PORT, HIGHEST_PORT))]
 Address = Annotated[str | None, PlainValidator(address)]
+OwnAddress = Annotated[str | None, PlainValidator(own_address)]
+Bind = Annotated[str | None, PlainValidator(bind)]
 Name = Annotated[NodeName | None, PlainValidator(node_name)]
 Pattern = Annotated[str | None, PlainValidator(pattern)]
 TrustDomain = Annotated[str | None, PlainValidator(trust_domain)]

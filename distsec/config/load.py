@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from distsec.config.binding import Network, settle
 from distsec.config.build import build
 from distsec.config.check_admission import check_admission
 from distsec.config.check_certificates import check_certificates
@@ -57,16 +58,20 @@ def find_config(option: str | None, environment: Mapping[str, str]) -> Path:
     raise ConfigError("configuration", [Problem("", 0, f"there is neither {looked}", do)])
 
 
-def load(path: Path, environment: Mapping[str, str]) -> ClusterSpec:
-    """The cluster that the file at `path` describes, with `environment` for its variables and for the mode.
+def load(path: Path, environment: Mapping[str, str], network: Network | None = None) -> ClusterSpec:
+    """The cluster that the file at `path` describes, with `environment` for its variables and for the mode,
+    and `network` for what the command line says of where to listen.
 
     Raises ConfigError, whose `problems` are all that is wrong, in file order. What is unsafe but accepted is
-    in the spec's `warnings`, what is accepted and does nothing in its `not_enforced`.
+    in the spec's `warnings`, what is accepted and does nothing in its `not_enforced`. AddressUnavailable:
+    it says `tailscale`, and that has no address now.
     """
-    return parse(read_source(path), path.absolute(), environment)
+    return parse(read_source(path), path.absolute(), environment, network)
 
 
-def parse(text: str, path: Path, environment: Mapping[str, str]) -> ClusterSpec:
+def parse(
+    text: str, path: Path, environment: Mapping[str, str], network: Network | None = None
+) -> ClusterSpec:
     """Like `load`, of a text that stands, or will stand, at the absolute `path`. Reads no file."""
     try:
         raw = _toml(text, path)
@@ -78,6 +83,7 @@ def parse(text: str, path: Path, environment: Mapping[str, str]) -> ClusterSpec:
         raise ConfigError(
             str(path), [Problem("", 0, "is nested too deeply", "is it the right file?")]
         ) from None
+    document = settle(document, network or Network(), report)
     mode = check_mode(document.security or Security(), environment, report)
     carrier = check_carrier(document, mode, report)
     check_admission(document, cluster_name(document), report)

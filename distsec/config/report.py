@@ -31,6 +31,7 @@ class Report:
         self._lines = lines
         self._tree: object = None
         self._origins: Mapping[KeyPath, tuple[str, ...]] = {}
+        self._sources: dict[KeyPath, KeyPath] = {}
         self._problems: dict[Problem, None] = {}  # a set that keeps its order
         self._more = 0
         self._warnings: dict[Problem, None] = {}
@@ -39,6 +40,10 @@ class Report:
     def know(self, tree: object, origins: Mapping[KeyPath, tuple[str, ...]]) -> None:
         """Tells which values are there, so that those from variables are not shown."""
         self._tree, self._origins = tree, origins
+
+    def came_from(self, path: KeyPath, source: KeyPath) -> None:
+        """What is found at `path` was said at `source`, which is where it has to be put right."""
+        self._sources[path] = source
 
     def error(self, path: KeyPath, what: str, do: str = "") -> None:
         if len(self._problems) >= MAX_PROBLEMS:
@@ -95,6 +100,7 @@ class Report:
         return tuple(entry for _, entry in sorted(self._not_enforced, key=lambda item: item[0]))
 
     def _problem(self, path: KeyPath, what: str, do: str) -> Problem:
+        path = self._sources.get(path, path)
         return Problem(
             dotted(path), line_of(self._lines, path), self._hidden(path, what), self._hidden(path, do)
         )

@@ -52,6 +52,8 @@ class Rule(Table):
 class Distribution(Table):
     carrier: f.CarrierField = None
     allowed_nodes: Annotated[list[f.Name] | None, _Entries] = None
+    bind: f.Bind = None
+    confirm_network: f.Flag = None
     listen_ports: f.PortRange = None
     connect: f.ConnectField = None
     epmd: f.EpmdField = None
@@ -108,6 +110,7 @@ class Security(Table):
 
 class Metrics(Table):
     listen: f.Listen = None
+    confirm_network: f.Flag = None
 
 
 class Logging(Table):
@@ -131,7 +134,7 @@ class Node(Table):
     name: f.Name = None
     command: _Texts = None
     port: f.Port = None
-    address: f.Address = None
+    address: f.OwnAddress = None
     restart: f.RestartField = None
     restart_intensity: Annotated[int | None, PlainValidator(f.whole(0, 1000))] = None
     restart_period_seconds: Annotated[float | None, PlainValidator(f.seconds(0.1, 86_400))] = None

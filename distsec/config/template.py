@@ -43,6 +43,11 @@ mode = "production"
 # Who may link. To link is to be able to run code: list only what you trust
 # with every node. An empty list admits nobody.
 allowed_nodes = {allowed}
+# Where nodes listen that have no address of their own: one of this host's,
+# or "tailscale". Without it: the IP address in the node's name, else loopback.
+# Every interface ("0.0.0.0", "::") takes confirm_network = true besides.
+#bind = "127.0.0.1"
+#confirm_network = false
 # Nodes without a port of their own get one of these, once, and keep it.
 # Without this line the system chooses the ports.
 #listen_ports = [9100, 9155]
@@ -64,7 +69,10 @@ allowed_nodes = {allowed}
 [metrics]
 # Prometheus text at /metrics, without a password: keep it on loopback.
 # Port 0 lets the system choose one; listen = false serves nothing.
+# "tailscale:9911" listens in the tailnet; "0.0.0.0:9911" everywhere, and takes
+# confirm_network = true besides.
 listen = {listen}
+#confirm_network = false
 
 [logging]
 # The output of each node is kept in its log/ and rotated at this size.
@@ -98,8 +106,7 @@ command = {command}
 """
 
 _NODE_OPTIONS = """\
-# What its distribution listens on, IPv4 or IPv6. Without it: the IP address
-# in its name, else 127.0.0.1.
+# What its distribution listens on, IPv4 or IPv6. Without it: `bind` above.
 #address = "127.0.0.1"
 #port = 9100
 # "always", "on-failure" or "never". More than restart_intensity restarts in
@@ -107,6 +114,9 @@ _NODE_OPTIONS = """\
 #restart = "always"
 #restart_intensity = 5
 #restart_period_seconds = 60
+# A user of its own keeps the CA's key and other nodes' keys from it; for that
+# distsec is root or has four capabilities (docs/configuration.md, Users).
+#user = "poller"
 #working_directory = "/"
 # For a release of its own without ssl, crypto, public_key and asn1: the lib
 # directory of an Erlang/OTP of the same version, which has them.

@@ -1,8 +1,9 @@
 """How an operator reaches the running orchestrator: one service, thin adapters around it.
 
     service.py  the use cases, over the `Orchestrator` protocol that the supervisor implements
-    http.py     versioned JSON on the Unix socket `state/control.sock`, for root and the orchestrator's own
-    user scrape.py   GET /metrics on the `[metrics]` address, and nothing else
+    http.py     versioned JSON on the Unix socket `state/control.sock`, for root and its own user
+    scrape.py   GET /metrics on the `[metrics]` address, and nothing else
+    metrics_port.py  that address, as soon as it is to be had
     client.py   the other end of the socket, standard library only, so that the CLI starts fast
     wire.py     what both ends agree on: paths, the schema's version, errors as JSON
 

@@ -1,4 +1,5 @@
-"""How a command becomes the VM of a shell that the orchestrator has prepared. Pure, standard library only.
+"""How a command becomes the VM of a shell, or a tool, that the orchestrator has prepared. Pure, standard
+library only.
 
 The orchestrator answers with the words of a command and a private directory (`beam.shell`); what depends on
 the use, the terminal and the operator's language is added here, in the operator's own process.
@@ -18,6 +19,10 @@ MAX_EXPRESSION_BYTES = 1024 * 1024
 """distsec_shell.erl, MAX_TEXT_BYTES."""
 
 MAX_TIMEOUT_SECONDS = 7 * 24 * 3600
+MAX_PROGRAM_CHARACTERS = 64
+"""Of a tool's name, which is on record (control.service)."""
+
+_FLAGS = ("ERL_AFLAGS", "ERL_FLAGS", "ERL_ZFLAGS")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """As beam.runtime has it, which is slow to import; a test holds the two together."""
 
@@ -58,6 +63,15 @@ def environment(directory: str, operator: Mapping[str, str], term: str | None) -
         "ERL_CRASH_DUMP_SECONDS": "0",  # none: it would hold the shell's key
     }
     return made if term is None else {**made, "TERM": term}
+
+
+def tool_environment(given: Mapping[str, str], operator: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a tool: the `operator`'s own, and over it what the orchestrator has `given`.
+
+    Flags of the operator's for every Erlang VM would come on top of those that guard this one.
+    """
+    own = {name: value for name, value in operator.items() if name not in _FLAGS}
+    return {**own, "ERL_CRASH_DUMP_SECONDS": "0", **given}
 
 
 def check_expression(text: str) -> bytes:

@@ -49,6 +49,12 @@ class ControlClient:
         body = {"all": True} if everything else {"names": list(names)}
         return self._request("POST", f"/v1/nodes/{quote(action, safe='')}", NODES_SECONDS, body)
 
+    def adopt(self, name: str, pid: int | None = None, seconds: float | None = None) -> dict[str, Any]:
+        """Takes over the VM of `name` that something else started; returns when its guard is proven."""
+        given = {"name": name, "pid": pid, "seconds": seconds}
+        body = {key: value for key, value in given.items() if value is not None}
+        return self._request("POST", "/v1/adopt", NODES_SECONDS + (seconds or 0.0), body)
+
     def allow(self, name: str, identity: str | None = None) -> dict[str, Any]:
         body = {"name": name} if identity is None else {"name": name, "identity": identity}
         return self._request("POST", "/v1/policy/allow", POLICY_SECONDS, body)
@@ -106,6 +112,10 @@ class ControlClient:
     def shell(self, node: str) -> dict[str, Any]:
         """What this process is to become; it must keep its pid."""
         return self._request("POST", "/v1/shell", SHELL_SECONDS, {"name": node})
+
+    def tool(self, node: str, program: str) -> dict[str, Any]:
+        """In which environment this process is to run `program`; it must keep its pid."""
+        return self._request("POST", "/v1/exec", SHELL_SECONDS, {"name": node, "program": program})
 
     def events(self, *, since: float = 0.0, limit: int | None = None) -> dict[str, Any]:
         query = {"since": since} if limit is None else {"since": since, "limit": limit}

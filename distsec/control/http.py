@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pwd
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 from aiohttp import web
 
 from distsec import __version__
+from distsec.beam.shortage import shortage
 from distsec.beam.unix_socket import Listening, ProcessHandle, listen, peer_credentials
+from distsec.control.accepting import Acceptor
 from distsec.control.service import Service, event_document
 from distsec.control.wire import JSON_LINES, MAX_REQUEST_BYTES, SCHEMA, error_document
 from distsec.errors import (
@@ -39,12 +42,20 @@ from distsec.model.text import escape
 from distsec.observe.bus import Follower
 
 MAX_FOLLOWERS = 32
+
+MAX_CONNECTIONS = 128
+"""At a time: followers, and commands, of which one may take minutes."""
+
+REQUEST_SECONDS = 10.0
+"""From accept(2) to the head of the first request; and as long again for its body, of 64 KiB at the most."""
+
 KEEP_ALIVE_SECONDS = 5.0
 QUIET_SECONDS = 15.0
 """After so long without an event a follower is sent an empty line."""
 
 IsManaged = Callable[[int], bool]
 OnFailure = Callable[[str, BaseException], object]
+Begun = Callable[[], Awaitable[object]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _HTTP_STATUS: tuple[tuple[type[DistsecError], int], ...] = (
@@ -60,15 +71,20 @@ _HTTP_STATUS: tuple[tuple[type[DistsecError], int], ...] = (
 
 class ControlServer:
     """Serves `service` at `path`. `is_managed(pid)` says whether a process descends from a managed node;
-    `on_failure(what, error)` hears of bugs, of which the caller is told no more than that there was one."""
+    `on_failure(what, error)` hears of bugs, of which the caller is told no more than that there was one.
+    Commands wait until `begun()` has returned: it is not known before who lives."""
 
-    def __init__(self, service: Service, path: Path, *, is_managed: IsManaged, on_failure: OnFailure) -> None:
+    def __init__(
+        self, service: Service, path: Path, *, is_managed: IsManaged, on_failure: OnFailure, begun: Begun
+    ) -> None:
         self._service = service
         self._path = path
         self._is_managed = is_managed
         self._on_failure = on_failure
+        self._begun = begun
         self._followers: set[Follower] = set()
         self._runner: web.AppRunner | None = None
+        self._accepting: Acceptor | None = None
         self._listening: Listening | None = None
 
     async def start(self) -> None:
@@ -79,6 +95,7 @@ class ControlServer:
                 web.get("/v1/health", self._health),
                 web.get("/v1/status", self._status),
                 web.post("/v1/nodes/{action}", self._nodes),
+                web.post("/v1/adopt", self._adopt),
                 web.post("/v1/policy/allow", self._allow),
                 web.post("/v1/policy/deny", self._deny),
                 web.get("/v1/certificates", self._certificates),
@@ -92,6 +109,7 @@ class ControlServer:
                 web.post("/v1/ca/{phase}", self._rotate_ca),
                 web.post("/v1/reload", self._reload),
                 web.post("/v1/shell", self._shell),
+                web.post("/v1/exec", self._tool),
                 web.get("/v1/events", self._events),
                 web.get("/v1/env/{node}", self._environment),
             ]
@@ -102,12 +120,44 @@ class ControlServer:
             app, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS, shutdown_timeout=1.0
         )
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listening.socket).start()
+        self._accepting = self._accept(self._runner, self._listening)
+
+    async def mend(self) -> bool:
+        """Listens anew where the socket's file is gone. Whether it did. Raises like `start`."""
+        if self._runner is None or self._listening is None or self._listening.is_there():
+            return False
+        old = self._accepting
+        self._listening = listen(self._path)
+        self._accepting = self._accept(self._runner, self._listening)
+        if old is not None:
+            await old.close()
+        return True
+
+    def _accept(self, runner: web.AppRunner, listening: Listening) -> Acceptor:
+        assert runner.server is not None
+        return Acceptor(
+            listening.socket,
+            runner.server,
+            most=MAX_CONNECTIONS,
+            seconds=REQUEST_SECONDS,
+            welcome=self._is_welcome,
+        )
+
+    def _is_welcome(self, connection: socket.socket) -> bool:
+        """While many are connected: a node of our own user can connect, and is not to keep operators out."""
+        try:
+            pid, _ = peer_credentials(connection)
+            return not self._is_managed(pid)
+        except OSError:  # it has gone already
+            return False
 
     async def close(self) -> None:
         """Ends what is open within about a second, and removes the socket. May be called twice."""
         for follower in tuple(self._followers):
             follower.close()
+        if self._accepting is not None:
+            await self._accepting.close()
+            self._accepting = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -120,7 +170,12 @@ class ControlServer:
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            if self._accepting is not None:
+                self._accepting.spare(request.transport)
             self._admit(request)
+            if request.method == "POST":
+                await self._begun()
+                self._admit(request)  # whose process that is may be known only now
             return await handler(request)
         except DistsecError as error:
             status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
@@ -163,6 +218,11 @@ class ControlServer:
         body = await _body(request, "names", "all")
         action = request.match_info["action"]
         return web.json_response(await self._service.nodes(action, body.get("names"), body.get("all")))
+
+    async def _adopt(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "name", "pid", "seconds")
+        answer = await self._service.adopt(body.get("name"), body.get("pid"), body.get("seconds"))
+        return web.json_response(answer)
 
     async def _allow(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, "name", "identity")
@@ -219,6 +279,12 @@ class ControlServer:
         return web.json_response(
             await self._service.shell(body.get("name"), Operator(pid, uid, _user_name(uid)))
         )
+
+    async def _tool(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, "name", "program")
+        pid, uid = _caller(request)
+        who = Operator(pid, uid, _user_name(uid))
+        return web.json_response(await self._service.tool(body.get("name"), who, body.get("program")))
 
     async def _environment(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._service.environment(request.match_info["node"]))
@@ -287,7 +353,9 @@ def _user_name(uid: int) -> str:
 def _lives(pid: int) -> bool:
     try:
         handle = ProcessHandle(pid)
-    except OSError:
+    except OSError as error:
+        if (short := shortage(error)) is not None:
+            raise Unavailable(f"who calls cannot be looked at: {short}", do="try again") from error
         return False
     try:
         return not handle.ended()
@@ -302,7 +370,11 @@ def _line(document: dict[str, Any]) -> bytes:
 async def _body(request: web.Request, *known: str) -> dict[str, Any]:
     """The JSON object of the request, {} if there is none. Raises UsageError for anything else, or unknown
     keys."""
-    raw = await request.read()
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise UsageError("the rest of the request does not come") from None
     try:
         body = json.loads(raw) if raw else {}
     except (ValueError, RecursionError):

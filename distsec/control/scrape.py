@@ -11,8 +11,6 @@ whatever is sent.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import ipaddress
 import logging
@@ -22,6 +20,7 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from distsec.control.accepting import Acceptor
 from distsec.errors import PortInUse
 from distsec.observe.metrics import CONTENT_TYPE
 
@@ -41,9 +40,6 @@ MAX_HEADER_BYTES = 4096
 
 MAX_HEADERS = 32
 
-RETRY_SECONDS = 1.0
-"""After accept(2) has failed: file descriptors have run out, and asking again at once would only spin."""
-
 BACKLOG = 128
 
 
@@ -58,8 +54,7 @@ class MetricsSite:
         self._listen = listen
         self._hosts = LOOPBACK_NAMES | {listen[0].lower()} | {host.lower() for host in allowed_hosts}
         self._runner: web.AppRunner | None = None
-        self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: Acceptor | None = None
 
     async def start(self) -> tuple[str, int]:
         """Listens, and returns where. Raises PortInUse."""
@@ -80,20 +75,15 @@ class MetricsSite:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        self._listener = listener
-        self._accepting = asyncio.create_task(_accept(listener, server), name="metrics connections")
+        self._accepting = Acceptor(listener, server, most=MAX_CONNECTIONS, seconds=CONNECTION_SECONDS)
         bound = listener.getsockname()
         return str(bound[0]), int(bound[1])
 
     async def close(self) -> None:
         """Ends it. May be called twice."""
         if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
+            await self._accepting.close()
             self._accepting = None
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -126,28 +116,6 @@ class MetricsSite:
             return True
         # Listening everywhere, one is reached by any address of this machine; a literal cannot be rebound.
         return self._listen[0] in _WILDCARDS and _is_literal(host)
-
-
-async def _accept(listener: socket.socket, server: web.Server) -> None:
-    """Takes connections for ever, one after the other: asyncio's own server would take a hundred at once
-    before any of them could be refused, and log each failure."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            connection, _ = await loop.sock_accept(listener)
-        except ConnectionError:  # it was gone before it was taken
-            continue
-        except OSError:
-            await asyncio.sleep(RETRY_SECONDS)
-            continue
-        if len(server.connections) >= MAX_CONNECTIONS:
-            connection.close()
-        else:
-            with contextlib.suppress(OSError):
-                transport, _ = await loop.connect_accepted_socket(server, connection)
-                # abort: close() would wait for a reader that does not read
-                loop.call_later(CONNECTION_SECONDS, transport.abort)
-        await asyncio.sleep(0)  # sock_accept does not yield while there is somebody to accept
 
 
 def _logger() -> logging.Logger:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from distsec.control.attach import MAX_PROGRAM_CHARACTERS
 from distsec.control.wire import SCHEMA
 from distsec.core.rotation import Command as CaCommand
 from distsec.errors import NameInvalid, NotFound, UsageError
@@ -22,6 +23,11 @@ from distsec.pki.subject import identity_from_text
 MAX_NAMES = 1000
 MAX_IDENTITY = 2048
 """Bytes of a SPIFFE ID (SPIFFE-ID, section 2.3)."""
+
+MAX_PID = 1 << 22
+"""PID_MAX_LIMIT of Linux on 64 bits (include/linux/threads.h)."""
+
+MAX_ADOPT_SECONDS = 3600
 
 ACTIONS = ("start", "stop", "restart")
 
@@ -77,6 +83,11 @@ class Orchestrator(Protocol):
         """stop, then start."""
         ...
 
+    async def adopt(self, name: str, pid: int | None, seconds: float | None) -> dict[str, Any]:
+        """{"node", "pid", "command"}, when it is RUNNING. Raises CommandFailed (what is missing),
+        UsageError."""
+        ...
+
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
         """{"generation", "acknowledged": [names]}. Raises NotAcknowledged, after rolling back, or
         NotFound."""
@@ -118,6 +129,11 @@ class Orchestrator(Protocol):
         Raises NotFound, or CommandFailed where the node takes no shell now."""
         ...
 
+    async def tool(self, name: str, operator: Operator, program: str) -> dict[str, Any]:
+        """{"node", "shell", "env", "directory", "uid", "gid"}: in which environment the operator's process is
+        to run `program`. Raises as `shell`."""
+        ...
+
     def environment(self, name: str) -> dict[str, Any]:
         """{"env": {…}, "files": {…}} for a node that something else starts. Raises NotFound."""
         ...
@@ -146,6 +162,21 @@ class Service:
         }[action]
         await operation(chosen)
         return {"schema": SCHEMA, "action": action, "nodes": chosen}
+
+    async def adopt(self, name: object, pid: object = None, seconds: object = None) -> dict[str, Any]:
+        """Takes over the VM of a node that something else started; `seconds`: how long its hello is waited
+        for."""
+        (chosen,) = self._known([name])
+        if pid is not None and (type(pid) is not int or not 2 <= pid <= MAX_PID):
+            raise UsageError("that is no pid")
+        if seconds is not None and (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | float)
+            or not 0 < seconds <= MAX_ADOPT_SECONDS
+        ):
+            raise UsageError(f"the timeout is no number from 0 to {MAX_ADOPT_SECONDS} seconds")
+        limit = None if seconds is None else float(seconds)
+        return {"schema": SCHEMA, **await self._orchestrator.adopt(chosen, pid, limit)}
 
     async def allow(self, name: object, identity: object = None) -> dict[str, Any]:
         """Lets `name` in; `identity` None is the one that a node of that name has in this cluster."""
@@ -234,6 +265,12 @@ class Service:
     async def shell(self, name: object, operator: Operator) -> dict[str, Any]:
         """Prepares a shell at `name` for the process of `operator`, whom the kernel has named."""
         return {"schema": SCHEMA, **await self._orchestrator.shell(str(_name(name)), operator)}
+
+    async def tool(self, name: object, operator: Operator, program: object) -> dict[str, Any]:
+        """Prepares the run of an application's tool against `name` for the process of `operator`."""
+        if not isinstance(program, str) or not 0 < len(program) <= MAX_PROGRAM_CHARACTERS:
+            raise UsageError("the program has no name")
+        return {"schema": SCHEMA, **await self._orchestrator.tool(str(_name(name)), operator, program)}
 
     def environment(self, name: str) -> dict[str, Any]:
         """The document of `distsec env NODE --json`."""

@@ -4,7 +4,7 @@
     wanted.py      the policy that the configuration and the overlay of `allow` and `deny` ask for
     rollout.py     how a policy reaches all nodes, in two phases where somebody is let in
     renewal.py     when a certificate is renewed, tried again, and warned of
-    rotation.py    how a new CA takes the place of the old one, in phases that lock nobody out
+    rotation.py    how a new CA takes the place of the old one, in phases that lock nobody out; its record
     lifecycle.py   what becomes of a node, as a table
 
 Time and randomness are arguments; the result is a value: a decision, or the next state with its effects. Does

@@ -198,9 +198,13 @@ class ContactBook:
     def _delete(self, pair: Pair) -> None:
         del self._pairs[pair]
         self._reporters.pop(pair, None)
-        self._met.subtract(pair)
+        for key in pair:
+            self._met[key] -= 1
+            if not self._met[key]:
+                del self._met[key]  # else it is kept for every peer that there ever was
         for node, peer in (pair, pair[::-1]):
-            self._strangers[node].discard(peer)
+            if (strangers := self._strangers.get(node)) is not None:
+                strangers.discard(peer)
         self.changed = True
 
     def _end(self, node: str, pair: Pair, moment: int) -> None:

@@ -2,10 +2,13 @@
 
 Pure: no I/O, no clock, no randomness. `step(status, event, now, chance)` answers with the next status and the
 effects in the order in which they are to be performed; `distsec.supervisor` is the one interpreter of them.
-The words (status, events, effects) are in `core.node_status`, what each arrow does in `core.node_arrows`.
+The words (status, events, effects) are in `core.node_status`, what each arrow does in
+`core.node_arrows` and `core.stop_arrows`.
 
     STOPPED ──StartRequested──▶ STARTING ──GuardProven──▶ RUNNING
     STARTING, RUNNING ──ProcessExited──▶ BACKOFF ──Tick──▶ STARTING      (by the restart policy; else STOPPED)
+    STARTING ──StartFailed──▶ BACKOFF ──Tick──▶ STARTING              (however often; if lasting FATAL)
+    STOPPED ──FoundUnfit──▶ FATAL
     STARTING, RUNNING ──StopRequested──▶ STOPPING ──ProcessExited──▶ STOPPED
     STARTING, RUNNING ──GuardDisproven, GuardRefused, no proof in time──▶ STOPPING ──ProcessExited──▶ FATAL
     STARTING, RUNNING, STOPPING ──Condemned──▶ STOPPING ──ProcessExited──▶ STOPPED       (KILL, not asked)
@@ -29,13 +32,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from distsec.core import node_arrows as arrows
+from distsec.core import stop_arrows as stopping
 from distsec.core.node_status import (
     Adopted,
     AgentConnected,
     AgentLost,
+    AgentOfOtherVersion,
     Condemned,
     Event,
     ForbiddenFlagFound,
+    FoundUnfit,
     GuardDisproven,
     GuardProven,
     GuardRefused,
@@ -44,6 +50,7 @@ from distsec.core.node_status import (
     ProcessExited,
     ProcessStarted,
     Publish,
+    Resumed,
     ScheduleTick,
     StartFailed,
     StartRequested,
@@ -80,11 +87,13 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
     {
         NodeState.STOPPED: {
             StartRequested: arrows.start,
-            StopRequested: arrows.stop_at_rest,
-            Condemned: arrows.condemned_at_rest,
+            FoundUnfit: arrows.found_unfit,
+            StopRequested: stopping.stop_at_rest,
+            Condemned: stopping.condemned_at_rest,
             Adopted: arrows.adopted,
             AgentConnected: arrows.external_seen,
             GuardRefused: arrows.refused_at_rest,
+            AgentOfOtherVersion: arrows.of_other_version,
         },
         NodeState.STARTING: {
             ProcessStarted: arrows.process_started,
@@ -95,11 +104,13 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             GuardUnclear: arrows.unclear,
             GuardDisproven: arrows.disproven,
             GuardRefused: arrows.refused,
+            AgentOfOtherVersion: arrows.of_other_version,
             ForbiddenFlagFound: arrows.forbidden,
             ProcessExited: arrows.exited,
-            StopRequested: arrows.stop,
-            Condemned: arrows.condemned,
+            StopRequested: stopping.stop,
+            Condemned: stopping.condemned,
             Tick: arrows.tick_starting,
+            Resumed: arrows.resumed,
         },
         NodeState.RUNNING: {
             AgentConnected: arrows.agent_connected,
@@ -109,31 +120,31 @@ TABLE: Mapping[NodeState, Mapping[type, arrows.Handler]] = MappingProxyType(
             GuardDisproven: arrows.disproven,
             GuardRefused: arrows.refused,
             ProcessExited: arrows.exited,
-            StopRequested: arrows.stop,
-            Condemned: arrows.condemned,
+            StopRequested: stopping.stop,
+            Condemned: stopping.condemned,
             Tick: arrows.tick_running,
         },
         NodeState.BACKOFF: {
             StartRequested: arrows.start,
-            StopRequested: arrows.stop_at_rest,
-            Condemned: arrows.condemned_at_rest,
+            StopRequested: stopping.stop_at_rest,
+            Condemned: stopping.condemned_at_rest,
             Tick: arrows.tick_backoff,
         },
         NodeState.STOPPING: {
-            ProcessStarted: arrows.started_while_stopping,
-            StartFailed: arrows.failed_while_stopping,
-            StartRequested: arrows.start_while_stopping,
-            StopRequested: arrows.stop_while_stopping,
-            Condemned: arrows.condemned,
-            AgentConnected: arrows.agent_while_stopping,
-            AgentLost: arrows.agent_while_stopping,
-            ProcessExited: arrows.exited_while_stopping,
-            Tick: arrows.tick_stopping,
+            ProcessStarted: stopping.started_while_stopping,
+            StartFailed: stopping.failed_while_stopping,
+            StartRequested: stopping.start_while_stopping,
+            StopRequested: stopping.stop_while_stopping,
+            Condemned: stopping.condemned,
+            AgentConnected: stopping.agent_while_stopping,
+            AgentLost: stopping.agent_while_stopping,
+            ProcessExited: stopping.exited_while_stopping,
+            Tick: stopping.tick_stopping,
         },
         NodeState.FATAL: {
             StartRequested: arrows.start,
-            StopRequested: arrows.stop_at_rest,
-            Condemned: arrows.condemned_at_rest,
+            StopRequested: stopping.stop_at_rest,
+            Condemned: stopping.condemned_at_rest,
             AgentConnected: arrows.external_seen_while_fatal,
             AgentLost: arrows.agent_gone_while_fatal,
         },

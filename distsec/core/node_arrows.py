@@ -1,4 +1,5 @@
 """What each arrow of `core.lifecycle.TABLE` does: (status, event, now, chance) → (next status, effects).
+Those of a node that is being stopped are in `core.stop_arrows`.
 
 Pure, like the table. An arrow that finds the event stale (another pid, another proof) changes nothing.
 """
@@ -8,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from distsec.core.backoff import backoff_seconds
 from distsec.core.node_status import (
     Adopted,
     AgentConnected,
+    AgentOfOtherVersion,
     AskAgentToStop,
     Effect,
     Event,
     ForbiddenFlagFound,
     ForgetProcess,
+    FoundUnfit,
     GuardDisproven,
     GuardProven,
     GuardRefused,
@@ -25,6 +29,7 @@ from distsec.core.node_status import (
     ProcessExited,
     ProcessStarted,
     Publish,
+    Resumed,
     ScheduleTick,
     SendKill,
     SendTerm,
@@ -37,8 +42,6 @@ from distsec.core.node_status import (
 from distsec.model.cluster import NodeState, RestartPolicy
 from distsec.model.events import EventType, Severity
 
-BACKOFF_FIRST_SECONDS = 0.25
-BACKOFF_CAP_SECONDS = 30.0
 PROOF_RETRY_SECONDS = 0.25
 """An unclear proof (the socket is not open yet, the probe found no answer) is tried again after this."""
 DOOM_SECONDS = 2.0
@@ -50,24 +53,25 @@ Result = tuple[NodeStatus, tuple[Effect, ...]]
 Handler = Callable[[NodeStatus, Event, float, float], Result]
 
 
-def backoff_seconds(restarts: int, chance: float) -> float:
-    """The pause before restart number `restarts` (from 0): doubling, capped, half by chance (no herds)."""
-    whole = min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(restarts, 16))
-    return whole * (0.5 + 0.5 * chance)
-
-
 def start(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
     if status.rules.external:  # never started from here; this only forgives what made it FATAL
         if status.agent and status.pid is not None:
             return external_seen(replace(status, restarts=()), AgentConnected(status.pid), now, chance)
         return replace(status, state=NodeState.STOPPED, why=Why.EXTERNAL_GONE, detail="", restarts=()), ()
-    return _launch(replace(status, restarts=()))
+    return launch(replace(status, restarts=(), failures=0))
 
 
-def _launch(status: NodeStatus) -> Result:
+def found_unfit(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """Only by whoever would have asked for its start, so nothing is under way."""
+    assert isinstance(event, FoundUnfit)
+    return (status, ()) if status.rules.external else _fatal(status, Why.START_FAILED, event.text)
+
+
+def launch(status: NodeStatus) -> Result:
     fresh = replace(
         status, state=NodeState.STARTING, pid=None, agent=False, proven=False, due=None, stage=None,
-        then=Then.STOPPED, started=None, why=None, detail="", overdue=False,
+        then=Then.STOPPED, started=None, why=None, detail="", overdue=False, adopted=False,
+        other_version=False,
     )  # fmt: skip
     return fresh, (StartProcess(),)
 
@@ -78,7 +82,7 @@ def process_started(status: NodeStatus, event: Event, now: float, chance: float)
         return status, ()
     due = now + status.rules.start_deadline_seconds
     return (
-        replace(status, pid=event.pid, started=now, due=due),
+        replace(status, pid=event.pid, started=now, due=due, failures=0),
         (Publish(EventType.NODE_STARTED, Severity.INFO, detail=f"pid {event.pid}"),),
     )
 
@@ -88,7 +92,8 @@ def adopted(status: NodeStatus, event: Event, now: float, chance: float) -> Resu
     due = now + status.rules.start_deadline_seconds
     after = replace(
         status, state=NodeState.STARTING, pid=event.pid, started=now, due=due, agent=False, proven=False,
-        stage=None, then=Then.STOPPED, why=None, detail="", overdue=False,
+        stage=None, then=Then.STOPPED, why=None, detail="", overdue=False, adopted=True,
+        other_version=False,
     )  # fmt: skip
     return after, ()
 
@@ -99,7 +104,13 @@ def start_failed(status: NodeStatus, event: Event, now: float, chance: float) ->
         return status, ()
     if event.lasting:
         return _fatal(status, event.why, event.text)
-    return _again(status, event.text, now, chance)
+    # Nothing has run, so nothing flaps: whoever holds its port must not make it FATAL by waiting.
+    due = now + backoff_seconds(status.failures, chance)
+    after = replace(
+        at_rest(status, NodeState.BACKOFF), due=due, why=event.why, detail=event.text,
+        failures=status.failures + 1,
+    )  # fmt: skip
+    return after, ()
 
 
 def agent_connected(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
@@ -118,7 +129,7 @@ def agent_lost(status: NodeStatus, event: Event, now: float, chance: float) -> R
         return status, ()
     lost = Publish(EventType.AGENT_LOST, Severity.NOTICE)
     if status.rules.external and status.state is not NodeState.STOPPING:
-        gone = replace(_at_rest(status, NodeState.STOPPED), why=Why.EXTERNAL_GONE, detail="its agent is gone")
+        gone = replace(at_rest(status, NodeState.STOPPED), why=Why.EXTERNAL_GONE, detail="its agent is gone")
         return gone, (lost,)
     # The process lives and keeps its policy; the agent comes back by itself. A proof under way is void.
     return replace(status, agent=False, unclear=False, attempt=status.attempt + 1), (lost,)
@@ -155,7 +166,7 @@ def proven(status: NodeStatus, event: Event, now: float, chance: float) -> Resul
         return status, ()
     return replace(
         status, state=NodeState.RUNNING, proven=True, unclear=False, unanswered=False, overdue=False,
-        due=None, why=None, detail="",
+        other_version=False, due=None, why=None, detail="",
     ), ()  # fmt: skip
 
 
@@ -216,17 +227,30 @@ def _doom(status: NodeStatus, why: Why, text: str, now: float) -> Result:
     return after, (SendTerm(),)
 
 
+def of_other_version(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """Kept in mind for the start deadline. At rest it is a VM that something else starts: told, no more."""
+    assert isinstance(event, AgentOfOtherVersion)
+    if status.state is NodeState.STOPPED and not status.rules.external:
+        return status, ()
+    return replace(status, other_version=True, detail=event.text), ()
+
+
 def tick_starting(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
     if status.due is not None and now >= status.due:
-        if (
-            status.agent and status.unanswered
-        ):  # it stays STARTING, and is asked again for as long as it takes
+        # It stays STARTING, and is asked again. An upgrade of us must not end all that was proven before it.
+        if (status.agent and status.unanswered) or (status.adopted and status.other_version):
             due = now + status.rules.start_deadline_seconds
             return _probe_again(replace(status, due=due, overdue=True))
         what = status.detail or ("the guard is not proven" if status.agent else "no hello from its agent")
         text = f"{what} within {status.rules.start_deadline_seconds:g} s"
         return _doom(status, Why.CARRIER_NOT_IN_FORCE, text, now)
     return _probe_again(status)
+
+
+def resumed(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
+    """It may have said hello all the while: what it had left of its deadline it has still."""
+    assert isinstance(event, Resumed)
+    return (status, ()) if status.due is None else (replace(status, due=status.due + event.after_seconds), ())
 
 
 def tick_running(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
@@ -241,111 +265,20 @@ def _probe_again(status: NodeStatus) -> Result:
     return status, ()
 
 
-def stop(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    half = status.rules.stop_deadline_seconds / 2  # ask, then TERM: by stop_deadline_seconds it is KILLed
-    after = replace(
-        status, state=NodeState.STOPPING, then=Then.STOPPED, due=now + half, why=Why.OPERATOR, detail=""
-    )
-    if status.pid is None:  # a start is under way; its ProcessStarted is answered with TERM
-        return replace(after, stage=StopStage.TERMINATED), ()
-    if status.agent:
-        return replace(after, stage=StopStage.ASKED), (AskAgentToStop(),)
-    return replace(after, stage=StopStage.TERMINATED), (SendTerm(),)
-
-
-def stop_at_rest(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    return replace(_at_rest(status, NodeState.STOPPED), why=Why.OPERATOR, detail=""), ()
-
-
-def stop_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    """The operator's word counts over a start to follow; what made a node FATAL stays on record."""
-    return (status, ()) if status.then is Then.FATAL else (replace(status, then=Then.STOPPED), ())
-
-
-def condemned(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    """KILL, whatever was under way: a TERM would tell what runs there that it has a moment left to spread."""
-    after = replace(
-        status, state=NodeState.STOPPING, stage=StopStage.KILLED, then=Then.STOPPED, proven=False,
-        due=now + KILL_RETRY_SECONDS, why=Why.COMPROMISED, detail="",
-    )  # fmt: skip
-    return after, () if status.pid is None else (SendKill(),)  # a start under way is answered with KILL
-
-
-def condemned_at_rest(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    if status.pid is not None:  # FATAL, and something else has started it again
-        return condemned(status, event, now, chance)
-    return replace(_at_rest(status, NodeState.STOPPED), why=Why.COMPROMISED, detail=""), ()
-
-
-def start_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    return replace(status, then=Then.START), ()
-
-
-def started_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    assert isinstance(event, ProcessStarted)
-    if status.pid is not None:
-        return status, ()
-    if status.why is Why.COMPROMISED:
-        due = now + KILL_RETRY_SECONDS
-        return replace(status, pid=event.pid, started=now, stage=StopStage.KILLED, due=due), (SendKill(),)
-    patience = status.rules.stop_deadline_seconds / 2
-    return replace(status, pid=event.pid, started=now, stage=StopStage.TERMINATED, due=now + patience), (
-        SendTerm(),
-    )
-
-
-def failed_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    return (status, ()) if status.pid is not None else _after_stop(status, ())
-
-
-def tick_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    if status.due is None or now < status.due:
-        return status, ()
-    if status.pid is None:  # still waiting for the start that is under way
-        return replace(status, due=now + KILL_RETRY_SECONDS), ()
-    if status.stage is StopStage.ASKED:
-        half = status.rules.stop_deadline_seconds / 2
-        return replace(status, stage=StopStage.TERMINATED, due=now + half), (SendTerm(),)
-    return replace(status, stage=StopStage.KILLED, due=now + KILL_RETRY_SECONDS), (SendKill(),)
-
-
-def agent_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    return replace(status, agent=isinstance(event, AgentConnected)), ()
-
-
-def exited_while_stopping(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    assert isinstance(event, ProcessExited)
-    if event.pid != status.pid:
-        return status, ()
-    return _after_stop(status, (_gone(event), ForgetProcess(event.pid)))
-
-
-def _after_stop(status: NodeStatus, effects: tuple[Effect, ...]) -> Result:
-    match status.then:
-        case Then.START if not status.rules.external:
-            after, more = _launch(replace(status, restarts=()))
-            return after, effects + more
-        case Then.FATAL:
-            after = _at_rest(status, NodeState.FATAL)
-        case _:
-            after = _at_rest(status, NodeState.STOPPED)
-    return after, effects
-
-
 def exited(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
     """Nobody asked for this exit: the restart policy decides."""
     assert isinstance(event, ProcessExited)
     if event.pid != status.pid:
         return status, ()
-    effects: tuple[Effect, ...] = (_gone(event), ForgetProcess(event.pid))
+    effects: tuple[Effect, ...] = (told_gone(event), ForgetProcess(event.pid))
     if status.rules.external:
-        gone = replace(_at_rest(status, NodeState.STOPPED), why=Why.EXTERNAL_GONE, detail=_exit_text(event))
+        gone = replace(at_rest(status, NodeState.STOPPED), why=Why.EXTERNAL_GONE, detail=str(event))
         return gone, effects
     policy = status.rules.restart
     if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and event.code == 0):
-        done = replace(_at_rest(status, NodeState.STOPPED), why=Why.EXITED, detail=_exit_text(event))
+        done = replace(at_rest(status, NodeState.STOPPED), why=Why.EXITED, detail=str(event))
         return done, effects
-    after, more = _again(status, _exit_text(event), now, chance)
+    after, more = _again(status, str(event), now, chance)
     return after, effects + more
 
 
@@ -356,7 +289,7 @@ def _again(status: NodeStatus, text: str, now: float, chance: float) -> Result:
         period = f"{status.rules.restart_period_seconds:g} s"
         return _fatal(status, Why.FLAPPING, f"{text}; restarted {len(recent)} times within {period}")
     after = replace(
-        _at_rest(status, NodeState.BACKOFF),
+        at_rest(status, NodeState.BACKOFF),
         restarts=(*recent, now),
         due=now + backoff_seconds(len(recent), chance),
         why=Why.EXITED,
@@ -366,25 +299,19 @@ def _again(status: NodeStatus, text: str, now: float, chance: float) -> Result:
 
 
 def tick_backoff(status: NodeStatus, event: Event, now: float, chance: float) -> Result:
-    return _launch(status) if status.due is not None and now >= status.due else (status, ())
+    return launch(status) if status.due is not None and now >= status.due else (status, ())
 
 
 def _fatal(status: NodeStatus, why: Why, text: str) -> Result:
-    return replace(_at_rest(status, NodeState.FATAL), why=why, detail=text), ()
+    return replace(at_rest(status, NodeState.FATAL), why=why, detail=text), ()
 
 
-def _at_rest(status: NodeStatus, state: NodeState) -> NodeStatus:
+def at_rest(status: NodeStatus, state: NodeState) -> NodeStatus:
     return replace(
         status, state=state, pid=None, agent=False, proven=False, due=None, stage=None, then=Then.STOPPED,
         started=None, unclear=False, attempt=status.attempt + 1,
     )  # fmt: skip
 
 
-def _gone(event: ProcessExited) -> Publish:
-    return Publish(EventType.NODE_STOPPED, Severity.INFO, detail=_exit_text(event))
-
-
-def _exit_text(event: ProcessExited) -> str:
-    if event.code is None:
-        return "exited, status unknown"
-    return f"ended by signal {-event.code}" if event.code < 0 else f"exited with status {event.code}"
+def told_gone(event: ProcessExited) -> Publish:
+    return Publish(EventType.NODE_STOPPED, Severity.INFO, detail=str(event))

@@ -5,6 +5,7 @@ Values only. Events are in the past tense, effects in the imperative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -76,14 +77,25 @@ class NodeStatus:
     attempt: int = 0  # number of the proof that was asked for last; a result with another number is stale
     unclear: bool = False  # the last proof settled nothing and is to be tried again
     unanswered: bool = False  # of that proof all agreed but the probe of the port, which had no answer
-    overdue: bool = False  # STARTING beyond its deadline, because the proof is unanswered
+    overdue: bool = False  # STARTING beyond its deadline: the proof is unanswered, or cannot be asked for
+    adopted: bool = False  # the process was not started by this orchestrator
+    other_version: bool = False  # its agent speaks another version of the port than this orchestrator
     due: float | None = None  # when Tick has something to do
     stage: StopStage | None = None
     then: Then = Then.STOPPED
     restarts: tuple[float, ...] = ()  # when it was restarted, within the restart period
+    failures: int = 0  # starts that failed one after the other, so that there was no process
     started: float | None = None  # when its process began, or was adopted
     why: Why | None = Why.NOT_STARTED
     detail: str = ""  # remote text is possible: escape before printing
+
+    @property
+    def waits(self) -> bool:
+        """Whether something keeps it from starting that may pass by itself; it is tried again."""
+        return self.state is NodeState.BACKOFF and self.why is Why.START_FAILED
+
+
+Condition = Callable[[NodeStatus], bool]
 
 
 # ---- what has happened (past tense) ------------------------------------------------------------
@@ -111,11 +123,20 @@ class ProcessStarted:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """`lasting`: trying again cannot help (no such command); then `why` it is FATAL."""
+    """`lasting`: trying again cannot help (no such command); then `why` it is FATAL. Else it is tried until
+    it starts, however often: what is in the way (a port, a full disk) is nothing that the node did.
+    """
 
     text: str
     lasting: bool = True
     why: Why = Why.START_FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class FoundUnfit:
+    """There is nothing to start it with (no such program, an OTP too old); found out before it was tried."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +145,11 @@ class ProcessExited:
 
     pid: int
     code: int | None = None
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "exited, status unknown"
+        return f"ended by signal {-self.code}" if self.code < 0 else f"exited with status {self.code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +208,13 @@ class GuardRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentOfOtherVersion:
+    """Its agent was refused, because it speaks a version of the port that is not spoken here: `text`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForbiddenFlagFound:
     """A BEAM of the process `pid` was given a flag that takes the guard out of force: `text`."""
 
@@ -194,12 +227,20 @@ class Tick:
     """Time has passed; `status.due` says whether that means anything."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The orchestrator itself did not run for so long (SIGSTOP, a debugger), and heard nobody meanwhile."""
+
+    after_seconds: float
+
+
 Event = (
     StartRequested
     | StopRequested
     | Condemned
     | ProcessStarted
     | StartFailed
+    | FoundUnfit
     | ProcessExited
     | Adopted
     | AgentConnected
@@ -208,8 +249,10 @@ Event = (
     | GuardUnclear
     | GuardDisproven
     | GuardRefused
+    | AgentOfOtherVersion
     | ForbiddenFlagFound
     | Tick
+    | Resumed
 )
 
 

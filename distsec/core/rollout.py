@@ -110,11 +110,16 @@ class NodeGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A Push is done: only now do the nodes' seconds begin, however long the disk took before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event = Acknowledged | Refused | NodeGone | Tick
+Event = Acknowledged | Refused | NodeGone | Asked | Tick
 
 
 # ---- what is to be done ------------------------------------------------------------------------------------
@@ -191,6 +196,8 @@ def step(rollout: Rollout, event: Event, now: float) -> Result:
         case NodeGone(node) if node in rollout.targets:
             rest = tuple(name for name in rollout.targets if name != node)
             return _proceed(replace(rollout, targets=rest), (), now)
+        case Asked():
+            return replace(rollout, due=now + rollout.deadline_seconds), ()
         case Tick() if now >= rollout.due:
             return _overdue(rollout, now)
     return rollout, ()

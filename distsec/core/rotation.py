@@ -39,7 +39,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
 
 
 class Phase(StrEnum):
@@ -185,7 +184,7 @@ class NotNow(ValueError):
 class Rotation:
     """How far it has come. Only `phase` outlives the orchestrator: the rest belongs to the command that is
     being carried out (`goal`), and is looked at anew by the next one. `nodes`: those of now; `confirmed`,
-    `missing` (node → why not) and `done` (checks beside NODES): what is known of this phase; `behind`: nodes
+    `missing` (node → why not) and `done` (NODES: who there is): what is known of this phase; `behind`: nodes
     that have only the files of a phase that could be left without them.
     """
 
@@ -261,7 +260,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Bring:
-    """Give each of `nodes` what the phase wants, files first."""
+    """Give each of `nodes` what the phase wants, files first. None: see who was added before it was saved."""
 
     nodes: frozenset[str]
 
@@ -295,9 +294,8 @@ Result = tuple[Rotation, tuple[Effect, ...]]
 
 
 def step(rotation: Rotation, event: Event) -> Result:
-    """What `event` leads to. A late answer (of another phase, of nobody's command) changes nothing.
-
-    Raises NotNow for a command that does not fit.
+    """What `event` leads to. A late answer (of another phase, of nobody's command) changes nothing. Raises
+    NotNow for a command that does not fit.
     """
     if isinstance(event, Asked):
         return _begin(rotation.phase, event)
@@ -312,6 +310,7 @@ def step(rotation: Rotation, event: Event) -> Result:
                 nodes=nodes,
                 confirmed=(rotation.confirmed | confirmed | tolerated.keys()) & nodes,
                 missing=MappingProxyType({} if tolerated else left),
+                done=rotation.done | {Check.NODES},
                 behind=MappingProxyType({**rotation.behind, **tolerated}),
             )
         case Passed(check, _, nodes):
@@ -340,7 +339,7 @@ def _advance(rotation: Rotation, effects: tuple[Effect, ...]) -> Result:
         return _finish(rotation, effects)
     for check in CHECKS[rotation.phase]:
         if check is Check.NODES:
-            if left := rotation.nodes - rotation.confirmed:
+            if (left := rotation.nodes - rotation.confirmed) or check not in rotation.done:
                 return rotation, (*effects, Bring(left))
         elif check not in rotation.done:
             return rotation, (*effects, Attain(check))
@@ -372,29 +371,3 @@ def _refusal(command: Command, rotation: Rotation) -> str:
     if phase in ROLLING_BACK:
         return f"the rotation of the CA is being rolled back, so there is nothing to {word}"
     return f"the rotation of the CA is {rotation.word}, so there is nothing to {word} now"
-
-
-# ---- what is kept ------------------------------------------------------------------------------------------
-
-
-def to_fields(phase: Phase, since: int) -> dict[str, Any]:
-    """The content of `ca/rotation.json`, which `pki.trust` reads too. `since`: of the phase, Unix seconds."""
-    wanted = WANTED[phase]
-    both = Ca.NEW in wanted.bundle or phase is Phase.NARROWING
-    known = _NEW if phase is Phase.RETIRING else _BOTH if both else _OLD
-    return {
-        "schema": 1,
-        "phase": str(phase),
-        "trusted": [str(each) for each in wanted.bundle],
-        "known": [str(each) for each in known],
-        "issuing": str(wanted.leaf),
-        "since": since,
-    }
-
-
-def from_fields(fields: Mapping[str, Any]) -> Rotation:
-    """The rotation that `to_fields` wrote. ValueError for anything else."""
-    phase = Phase(fields["phase"])
-    if to_fields(phase, 0) != {**fields, "since": 0}:
-        raise ValueError("its parts contradict each other")
-    return Rotation(phase)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from distsec.model.hosts import HostSpec
 from distsec.model.names import NodeName
 from distsec.model.policy import DEFAULT_MAX_LIVE
 
@@ -146,6 +147,7 @@ class ClusterSpec:
     warnings: tuple[str, ...] = ()
     identities: tuple[IdentitySpec, ...] = ()
     foreign_trust_domains: tuple[str, ...] = ()
+    hosts: tuple[HostSpec, ...] = ()  # from the state directory: beam.hosts.with_hosts
 
     def node(self, name: str) -> NodeSpec | None:
         """The `[[nodes]]` table of that name, or None."""

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from distsec.model.secret import Secret
+
+PLACEHOLDER: Final = "set_by_distsec"
+"""What a start script that gives a cookie whatever one says is given in its place (distsec_guard.erl). It
+admits nobody to a guarded node, whose cookies are set before it listens; anywhere else it is a cookie that
+everybody knows."""
 
 
 class CookiePhase(StrEnum):

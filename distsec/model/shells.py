@@ -7,10 +7,13 @@ and a monitoring script may open a shell every minute.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distsec.model.names import NodeName
+
+_TOOL = re.compile(r"spiffe://[^/]+/shell/[^/]+/exec\.[0-9a-f]+")
 
 HEAD = "distsec-shell-"
 NAMES = 256
@@ -50,6 +53,21 @@ def shell_identity(cluster: str, name: NodeName, token: str) -> str:
     return f"{domain}/shell/{path}.{token}"
 
 
+def tool_pattern(host: str) -> str:
+    """The names that an application's tool may make up on a host (`distsec exec`)."""
+    return f"*@{host}"
+
+
+def tool_identity(cluster: str, host: str, token: str) -> str:
+    """Of one run of a tool: of the kind of shells, since it too is one operator's and is never had again."""
+    return shell_identity(cluster, NodeName.parse(f"exec@{host}"), token)
+
+
+def is_tool(identity: str | None) -> bool:
+    """Whether that is the identity of a tool, of whichever cluster."""
+    return identity is not None and _TOOL.fullmatch(identity) is not None
+
+
 def is_shell(cluster: str, name: str, identity: str | None) -> bool:
     """Whether the peer of a link is a shell: by its certificate, which only this cluster's CA issues so;
     where links carry none, by its name.
@@ -67,3 +85,8 @@ def shell_pattern(host: str) -> str:
 def shell_patterns(nodes: Iterable[NodeName]) -> tuple[str, ...]:
     """The labels of shells that can attach to any of these nodes: a shell is on its node's own host."""
     return tuple(dict.fromkeys(shell_pattern(node.host) for node in nodes))
+
+
+def tool_patterns(nodes: Iterable[NodeName]) -> tuple[str, ...]:
+    """The same of tools."""
+    return tuple(dict.fromkeys(tool_pattern(node.host) for node in nodes))

@@ -44,14 +44,18 @@ class NodeCounts:
         self.check_buckets: LaunchCounter[int | None] = LaunchCounter(BUCKETS)
         self.check_micros: LaunchCounter[str] = LaunchCounter([""])
         self.dropped: LaunchCounter[str] = LaunchCounter(LANES)
+        self.starts = 0
         self.rotations = 0
         self.certificates_refused = 0
         self.clock_steps = {str(shift): 0 for shift in ClockShift}
         self.agent_refused: dict[str, int] = {}
         self.state: NodeState | None = None
+        self.guard_missing = False
+        self.tainted = False
         self.links: dict[str, int] = dict.fromkeys(VERDICTS, 0)
         self.shells = 0
         self.agent_connected = False
+        self.certificate_not_before: int | None = None
         self.certificate_not_after: int | None = None
         self.policy: dict[str, int | None] = {"wanted": None, "active": None}
 

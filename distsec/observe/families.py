@@ -101,6 +101,39 @@ def _node_state(nodes: Nodes) -> Metric:
     return family
 
 
+def _starts(nodes: Nodes) -> Metric:
+    family = CounterMetricFamily(
+        "distsec_node_starts",
+        "Processes that were started for a node by this orchestrator.",
+        labels=("node",),
+    )
+    for node, counts in nodes.items():
+        family.add_metric((node,), counts.starts)
+    return family
+
+
+def _guard_missing(nodes: Nodes) -> Metric:
+    family = GaugeMetricFamily(
+        "distsec_carrier_not_in_force",
+        "1 from when the guard of a node was found not in force until it is proven again; a violation.",
+        labels=("node",),
+    )
+    for node, counts in nodes.items():
+        family.add_metric((node,), float(counts.guard_missing))
+    return family
+
+
+def _tainted(nodes: Nodes) -> Metric:
+    family = GaugeMetricFamily(
+        "distsec_node_tainted",
+        "1 while a node may run what a compromised peer left behind.",
+        labels=("node",),
+    )
+    for node, counts in nodes.items():
+        family.add_metric((node,), float(counts.tainted))
+    return family
+
+
 def _links(nodes: Nodes) -> Metric:
     family = GaugeMetricFamily(
         "distsec_links",
@@ -128,6 +161,18 @@ def _agent_connected(nodes: Nodes) -> Metric:
     )
     for node, counts in nodes.items():
         family.add_metric((node,), float(counts.agent_connected))
+    return family
+
+
+def _certificate_beginning(nodes: Nodes) -> Metric:
+    family = GaugeMetricFamily(
+        "distsec_certificate_not_before_timestamp_seconds",
+        "From when the certificate of a node is valid, in Unix time.",
+        labels=("node",),
+    )
+    for node, counts in nodes.items():
+        if counts.certificate_not_before is not None:
+            family.add_metric((node,), counts.certificate_not_before)
     return family
 
 
@@ -231,9 +276,13 @@ _FAMILIES: tuple[Callable[[Nodes], Metric], ...] = (
     _checks,
     _rotations,
     _node_state,
+    _starts,
+    _guard_missing,
+    _tainted,
     _links,
     _shells,
     _agent_connected,
+    _certificate_beginning,
     _certificate_expiry,
     _certificates_refused,
     _policy_generation,

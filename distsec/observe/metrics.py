@@ -8,7 +8,7 @@ removed takes all its series with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,6 +20,7 @@ from distsec.model.cluster import NodeState
 from distsec.model.events import EventType, SecurityEvent
 from distsec.model.names import glob_matches
 from distsec.model.policy import Reason, Verdict
+from distsec.model.shells import is_tool, tool_pattern
 from distsec.observe.counts import (
     BUCKETS,
     CHECK_KEYS,
@@ -66,21 +67,26 @@ class Metrics(Collector):
 
     def __init__(self, version: str = __version__, listed: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        self.unserved: str | None = None  # why nobody can ask for them, who should
         self._version = version
         self._authority_not_after: int | None = None
         self._nodes: dict[str, NodeCounts] = {}
         self._forgotten: set[str] = set()
+        self._tainted: frozenset[str] = frozenset()
         self._names: frozenset[str] = frozenset()
         self._patterns: tuple[str, ...] = ()
+        self._tools: frozenset[str] = frozenset()
         self.set_listed(listed)
         self.registry.register(self)
 
     # ---- what the supervisor calls ----------
 
-    def set_listed(self, labels: Iterable[str]) -> None:
+    def set_listed(self, labels: Iterable[str], tools: Iterable[str] = ()) -> None:
         """The names and the rules' patterns (those with a `*`) that may be the label `peer`, from the
-        wanted policy. Until this is called every peer is `unlisted`."""
+        wanted policy; and those of `tools`, which take any name and so label by certificate alone. Until this
+        is called every peer is `unlisted`."""
         labels = list(labels)
+        self._tools = frozenset(tools)
         self._names = frozenset(label for label in labels if "*" not in label)
         self._patterns = tuple(dict.fromkeys(label for label in labels if "*" in label))
 
@@ -100,6 +106,8 @@ class Metrics(Collector):
             counts.at_launch(event.launch)
             result = Verdict.DENY.value if event.result == Verdict.DENY else Verdict.ALLOW.value
             counts.attempts.count((result, self._peer(event)))
+        elif event.type is EventType.NODE_STARTED:
+            counts.starts += 1
         elif event.type in (EventType.CERTIFICATE_ROTATED, EventType.CERTIFICATE_RENEWED):
             counts.rotations += 1
         elif event.type is EventType.CERTIFICATE_REFUSED:
@@ -147,10 +155,21 @@ class Metrics(Collector):
         if counts := self._of(node):
             counts.agent_connected = connected
 
-    def set_certificate(self, node: str, not_after: int | None) -> None:
+    def set_guard_missing(self, node: str, missing: bool) -> None:
+        """Whether its guard was found not in force, and has not been proven since."""
+        if counts := self._of(node):
+            counts.guard_missing = missing
+
+    def set_tainted(self, names: Collection[str]) -> None:
+        """Which nodes are tainted now; every other one is not."""
+        self._tainted = frozenset(names)
+        for node, counts in self._nodes.items():
+            counts.tainted = node in self._tainted
+
+    def set_certificate(self, node: str, not_before: int | None, not_after: int | None) -> None:
         """Unix seconds; None where the node has no certificate (development mode)."""
         if counts := self._of(node):
-            counts.certificate_not_after = not_after
+            counts.certificate_not_before, counts.certificate_not_after = not_before, not_after
 
     def set_authority(self, not_after: int | None) -> None:
         """Of the CA's own certificate; Unix seconds."""
@@ -190,13 +209,14 @@ class Metrics(Collector):
         counts = self._nodes.get(node)
         if counts is None and node not in self._forgotten:
             counts = self._nodes[node] = NodeCounts()
+            counts.tainted = node in self._tainted
         return counts
 
     def _peer(self, event: SecurityEvent) -> str:
         """The label: what the policy matched. Of a refusal that matched nothing the claimed name is no
         label, since anybody can claim a listed name; a link that is up has been admitted under its name."""
         if event.rule is not None:
-            if event.rule in self._names or event.rule in self._patterns:
+            if event.rule in self._names or event.rule in self._patterns or event.rule in self._tools:
                 return event.rule
             # The rule of an operator's shell is for its exact name, which a pattern covers.
             if shell := next((p for p in self._patterns if glob_matches(p, event.rule)), None):
@@ -205,4 +225,7 @@ class Metrics(Collector):
             return UNLISTED
         if event.peer in self._names:
             return event.peer
+        if is_tool(event.identity):
+            pattern = tool_pattern(event.peer.partition("@")[2])
+            return pattern if pattern in self._tools else UNLISTED
         return next((pattern for pattern in self._patterns if glob_matches(pattern, event.peer)), UNLISTED)

@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from distsec.errors import StoreError
 from distsec.model.cookies import CookiePhase, CookieRotation, Cookies, CookieSet
+from distsec.model.hosts import HostSpec
 from distsec.model.secret import Secret
+from distsec.pki.hosts import load_host_key
 from distsec.pki.store import Store
 
 SECRET_FILE = "ca/cookie.secret"  # noqa: S105 - a name, not a password
@@ -47,20 +49,40 @@ def load_secret(store: Store) -> Secret:
     return _read_secret(store, NEXT_FILE if load_rotation(store).dials_with_next else SECRET_FILE)
 
 
-def cookie_set(store: Store, node: str, peers: Iterable[str], epochs: Mapping[str, int]) -> CookieSet:
-    """What `node` has with `peers` (itself left out) in the phase of now. Raises StoreError."""
+def cookie_set(
+    store: Store,
+    node: str,
+    peers: Iterable[str],
+    epochs: Mapping[str, int],
+    hosts: tuple[HostSpec, ...] = (),
+) -> CookieSet:
+    """What `node` has with `peers` (itself left out) in the phase of now. Raises StoreError.
+
+    With a peer at one of `hosts` the cookie follows from the keys of both hosts (pki.hosts), and a rotation
+    of the secret here changes nothing about it.
+    """
     rotation = load_rotation(store)
     named = [peer for peer in peers if peer != node]
+    elsewhere = _with_hosts(store, node, named, epochs, hosts)
 
     def of(relative: str) -> Cookies:
         secret = _read_secret(store, relative)
-        return Cookies(
-            default_cookie(secret, node, epochs),
-            {peer: pair_cookie(secret, node, peer, epochs) for peer in named},
-        )
+        own = {peer: pair_cookie(secret, node, peer, epochs) for peer in named if peer not in elsewhere}
+        return Cookies(default_cookie(secret, node, epochs), own | elsewhere)
 
     current, other = _FILES[rotation.phase]
     return CookieSet(rotation.step, of(current), None if other is None else of(other))
+
+
+def _with_hosts(
+    store: Store, node: str, peers: Iterable[str], epochs: Mapping[str, int], hosts: tuple[HostSpec, ...]
+) -> dict[str, Secret]:
+    at = {str(each.name): host for host in hosts for each in host.nodes}
+    found = [peer for peer in peers if peer in at]
+    if not found:
+        return {}
+    key = load_host_key(store)
+    return {peer: key.pair_cookie(at[peer], node, peer, epochs) for peer in found}
 
 
 _FILES: dict[CookiePhase, tuple[str, str | None]] = {

@@ -3,7 +3,9 @@
 Every operation walks from the root to its file by open directories (openat(2) with O_NOFOLLOW) and checks
 each on the way, so that nothing which is swapped in the meantime leads it elsewhere. Directories are 0700,
 files 0600, from the moment they exist and whatever the umask; all belong to the user who runs the
-orchestrator. What does not is refused, never repaired: somebody may have read it.
+orchestrator (`pki.forms` has what differs for a node with a user of its own). What does not is refused, never
+repaired: somebody may have read it. In a directory that is entrusted to a node's user, what is not ours in
+the place of a file of ours is moved out of the way when that is written.
 """
 
 from __future__ import annotations
@@ -12,31 +14,27 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
-import shlex
 import stat
+import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from distsec.errors import StoreError
-from distsec.pki import files
+from distsec.pki import files, forms, handover
+from distsec.pki.account import Account, acting_as
+from distsec.pki.files import OPEN_FILE
+from distsec.pki.files import SPOILED_PREFIX as SPOILED_PREFIX
+from distsec.pki.forms import DIRECTORY_MODE, FILE_MODE, check_file, check_owner, refused, symlink
 from distsec.pki.keyring import Keyring
 
-DIRECTORY_MODE = 0o700
-FILE_MODE = 0o600
 MAX_FILE_BYTES = 4 * 1024 * 1024
 """Nothing that is kept here comes near it; a larger file is none of ours."""
-
-SPOILED_PREFIX = ".distsec-spoiled-"
-"""Of a directory that was found in the place of a file."""
 
 _LOCK_FILE = "lock"
 _LOCK_POLL_SECONDS = 0.05
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not make us wait
-_SYMLINK = frozenset({errno.ELOOP, errno.EMLINK})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Store:
@@ -51,6 +49,9 @@ class Store:
     def __init__(self, root: Path, keyring: Keyring | None = None) -> None:
         self.root = root.absolute()
         self.keyring = keyring or Keyring()
+        self.accounts: Mapping[str, Account] = {}
+        """Directory (`nodes/<node>`) → whom it is for; as far as this process knows."""
+        self._changing: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         os.close(self._open_root(create=True))
 
     def path(self, relative: str) -> Path:
@@ -69,26 +70,26 @@ class Store:
         parts = _parts(relative)
         try:
             with self._directory(parts.parent) as directory:
-                os.stat(parts.name, dir_fd=directory, follow_symlinks=False)
+                return files.is_taken(directory, parts.name)
         except _Missing:
             return False
-        except FileNotFoundError:
-            return False
         except OSError as error:
-            raise self._refused(self.path(relative), error) from error
-        return True
+            raise refused(self.path(relative), error) from error
 
     def read(self, relative: str) -> bytes:
         """All of a private file: a regular one, ours, and closed to everybody else."""
         path, parts = self.path(relative), _parts(relative)
         try:
             with self._directory(parts.parent) as directory:
-                descriptor = os.open(parts.name, _OPEN_FILE, dir_fd=directory)
+                group = self._group(directory, parts.parent)
+                speaker = self._speaker(parts) if group is not None else None
+                with acting_as(speaker):
+                    descriptor = os.open(parts.name, OPEN_FILE, dir_fd=directory)
                 with open(descriptor, "rb") as stream:  # noqa: PTH123 - a descriptor
-                    _check_file(path, os.fstat(descriptor))
+                    check_file(path, os.fstat(descriptor), group, None if speaker is None else speaker.uid)
                     content = stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            raise self._refused(path, error) from error
+            raise refused(path, error) from error
         if len(content) > MAX_FILE_BYTES:
             raise StoreError(
                 f"is larger than {MAX_FILE_BYTES} bytes", where=str(path), do="this is no file of distsec"
@@ -96,62 +97,112 @@ class Store:
         return content
 
     def create(self, relative: str, content: bytes) -> bool:
-        """Creates the file, and the directories above it. False, and nothing changed, if it is taken."""
+        """Creates the file, and the directories above it. False, and nothing written, if it is taken."""
         path, parts = self.path(relative), _parts(relative)
-        with self._directory(parts.parent, create=True) as directory:
+        with self._unmoved(parts), self._directory(parts.parent, create=True) as directory:
             try:
-                return files.create_new(directory, parts.name, content, FILE_MODE)
+                group = self._group(directory, parts.parent)
+                if group is not None:
+                    self._evict(directory, parts)
+                if files.is_taken(directory, parts.name):
+                    return False
+                form = forms.form_of(parts, group, None)
+                return files.create_new(directory, parts.name, content, form.mode, form.gid)
             except OSError as error:
-                raise self._refused(path, error) from error
+                raise refused(path, error) from error
 
     def write(self, relative: str, content: bytes) -> None:
-        """Replaces the file in one step, or creates it. On an error the old content is still there."""
+        """Replaces the file in one step, or creates it; one that is just so already takes no room. On an
+        error the old content is still there.
+        """
         path, parts = self.path(relative), _parts(relative)
-        with self._directory(parts.parent, create=True) as directory:
+        with self._unmoved(parts), self._directory(parts.parent, create=True) as directory:
             try:
-                self._check_replaceable(directory, path)
-                files.replace(directory, parts.name, content, FILE_MODE)
+                group = self._group(directory, parts.parent)
+                if group is None:
+                    self._check_replaceable(directory, path)
+                    if not files.is_already(directory, parts.name, content, files.Form(FILE_MODE)):
+                        files.replace(directory, parts.name, content, FILE_MODE)
+                    return
+                self._evict(directory, parts)
+                form = forms.form_of(parts, group, self._account(parts))
+                if not files.is_already(directory, parts.name, content, form):
+                    files.force(directory, parts.name, content, form)
             except OSError as error:
-                raise self._refused(path, error) from error
+                raise refused(path, error) from error
 
     def remove(self, relative: str) -> bool:
         """Removes the file, or a symbolic link of that name itself. False, and nothing changed, if there is
         none.
         """
+        return self._take_away(relative, lambda directory, name: os.unlink(name, dir_fd=directory))
+
+    def _take_away(self, relative: str, how: Callable[[int, str], None]) -> bool:
         path, parts = self.path(relative), _parts(relative)
         try:
             with self._directory(parts.parent) as directory:
-                os.unlink(parts.name, dir_fd=directory)
+                how(directory, parts.name)
                 os.fsync(directory)
         except (_Missing, FileNotFoundError):
             return False
         except OSError as error:
-            raise self._refused(path, error) from error
+            raise refused(path, error) from error
         return True
 
     def make_way(self, relative: str) -> bool:
         """Moves whatever is no regular file out of the way of one; True: there was something.
 
         A directory is renamed beside itself (SPOILED_PREFIX), never emptied: it may hold anything. A symbolic
-        link, a FIFO or a socket is removed itself. Whoever can write there can do all that too.
+        link, a FIFO or a socket is removed itself, and so is a file of a node's user in the place of ours.
+        Whoever can write there can do all that too.
         """
         path, parts = self.path(relative), _parts(relative)
         try:
             with self._directory(parts.parent) as directory:
                 found = os.stat(parts.name, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISREG(found.st_mode):
-                    return False
-                if stat.S_ISDIR(found.st_mode):
-                    aside = SPOILED_PREFIX + secrets.token_hex(8)
-                    os.rename(parts.name, aside, src_dir_fd=directory, dst_dir_fd=directory)
-                else:
-                    os.unlink(parts.name, dir_fd=directory)
+                    entrusted = self._group(directory, parts.parent) is not None
+                    return entrusted and self._evict(directory, parts)
+                files.move_aside(directory, parts.name)
                 os.fsync(directory)
         except (_Missing, FileNotFoundError):
             return False
         except OSError as error:
-            raise self._refused(path, error) from error
+            raise refused(path, error) from error
         return True
+
+    def discard(self, relative: str) -> None:
+        """Takes that name from whatever has it: a directory is moved aside, anything else removed."""
+        self._take_away(relative, files.move_aside)
+
+    def entrust(self, directory: str, account: Account | None) -> bool:
+        """Makes `directory` (`nodes/<node>`) that of a node which runs as `account`; None: as ourselves.
+        True: it was another's before. Whoever is killed in between leaves it closed to all but us.
+        """
+        path, parts = self.path(directory), _parts(directory)
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._unmoved(parts))
+                for way in (PurePosixPath(), parts.parent) if account is not None else ():
+                    with self._directory(way, create=True) as descriptor:
+                        handover.open_way(descriptor)
+                log = stack.enter_context(self._directory(parts / forms.LOG, create=True))
+                node = stack.enter_context(self._directory(parts))
+                return handover.hand_over(node, log, self.root, parts, account)
+        except OSError as error:
+            raise refused(path, error) from error
+
+    def close_way(self) -> None:
+        """No node has a user of its own: nobody needs to pass through the directories above theirs."""
+        for way in (PurePosixPath(), PurePosixPath(forms.NODES)):
+            with contextlib.suppress(_Missing), self._directory(way) as descriptor:
+                handover.close_way(descriptor)
+
+    def group(self, directory: str) -> int | None:
+        """The group to which the directory is entrusted; None: it is private."""
+        parts = _parts(directory)
+        with self._directory(parts) as descriptor:
+            return self._group(descriptor, parts)
 
     def wipe(self, relative: str) -> None:
         """Removes a private file and overwrites what it held; nothing if there is none. Whoever is killed in
@@ -165,7 +216,7 @@ class Store:
                 descriptor = os.open(parts.name, flags, dir_fd=directory)
                 with open(descriptor, "wb", buffering=0, closefd=True) as stream:  # noqa: PTH123
                     found = os.fstat(descriptor)
-                    _check_file(path, found)
+                    check_file(path, found, self._group(directory, parts.parent))
                     os.unlink(parts.name, dir_fd=directory)
                     os.fsync(directory)
                     stream.write(bytes(found.st_size))
@@ -173,7 +224,7 @@ class Store:
         except (_Missing, FileNotFoundError):
             return
         except OSError as error:
-            raise self._refused(path, error) from error
+            raise refused(path, error) from error
 
     @contextlib.contextmanager
     def locked(self, wait_seconds: float = 10.0) -> Iterator[None]:
@@ -186,9 +237,9 @@ class Store:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 descriptor = os.open(_LOCK_FILE, flags, FILE_MODE, dir_fd=directory)
             except OSError as error:
-                raise self._refused(path, error) from error
+                raise refused(path, error) from error
         try:
-            _check_owner(path, os.fstat(descriptor))
+            check_owner(path, os.fstat(descriptor))
             os.fchmod(descriptor, FILE_MODE)
             _lock(descriptor, path, wait_seconds)
             yield
@@ -201,11 +252,11 @@ class Store:
     @contextlib.contextmanager
     def _directory(self, parts: PurePosixPath, create: bool = False) -> Iterator[int]:
         """The checked, open directory at `parts` below the root. Raises _Missing if it is not there."""
-        descriptor, path = self._open_root(create), self.root
+        descriptor, at = self._open_root(create), PurePosixPath()
         try:
             for part in parts.parts:
-                path /= part
-                below = self._open_directory(path, part, descriptor, create)
+                at /= part
+                below = self._open_directory(at, part, descriptor, create)
                 os.close(descriptor)
                 descriptor = below
             yield descriptor
@@ -213,12 +264,14 @@ class Store:
             os.close(descriptor)
 
     def _open_root(self, create: bool) -> int:
-        return self._open_directory(self.root, str(self.root), None, create)
+        return self._open_directory(PurePosixPath(), str(self.root), None, create)
 
-    def _open_directory(self, path: Path, name: str, parent: int | None, create: bool) -> int:
-        made = False
+    def _open_directory(self, parts: PurePosixPath, name: str, parent: int | None, create: bool) -> int:
+        made, path = False, self.root / parts
         if create:
             try:
+                if parent is not None and self._group(parent, parts.parent) is not None:
+                    self._evict(parent, parts, directory_wanted=True)
                 os.mkdir(name, DIRECTORY_MODE, dir_fd=parent)
                 made = True
             except FileExistsError:
@@ -230,21 +283,21 @@ class Store:
                     do="make that one, or choose another state_dir",
                 ) from error
             except OSError as error:
-                raise self._refused(path, error) from error
+                raise refused(path, error) from error
         try:
             descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
         except FileNotFoundError as error:
             raise _Missing("does not exist", where=str(path), do="run `distsec init`") from error
         except OSError as error:
             if error.errno == errno.ENOTDIR and _is_symlink(name, parent):
-                raise _symlink(path) from error
-            raise self._refused(path, error) from error
+                raise symlink(path) from error
+            raise refused(path, error) from error
         try:
             if made:
                 os.fchmod(descriptor, DIRECTORY_MODE)  # the umask may have taken bits away
                 if parent is not None:
                     os.fsync(parent)
-            _check_directory(path, os.fstat(descriptor))
+            forms.check_directory(path, parts, os.fstat(descriptor))
         except BaseException:
             os.close(descriptor)
             raise
@@ -258,30 +311,43 @@ class Store:
             found = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return
-        _check_file(path, found)
+        check_file(path, found)
+
+    # ---- what a node's user has to do with it
+
+    @contextlib.contextmanager
+    def _unmoved(self, parts: PurePosixPath) -> Iterator[None]:
+        """Nobody in this process hands that node's directory over meanwhile."""
+        if parts.parts[:1] != (forms.NODES,):
+            yield
+            return
+        with self._changing["/".join(parts.parts[:2])]:
+            yield
 
     @staticmethod
-    def _refused(path: Path, error: OSError) -> StoreError:
-        """What the operating system's `error` at `path` means to the operator."""
-        where = str(path)
-        if error.errno in _SYMLINK:
-            return _symlink(path)
-        if error.errno in _FULL:
-            return StoreError(
-                "the disk is full; nothing was changed", where=where, do="make room and run it again"
-            )
-        if error.errno == errno.EROFS:
-            return StoreError("is on a read-only file system", where=where, do="choose another state_dir")
-        if error.errno in {errno.EACCES, errno.EPERM}:
-            return StoreError(
-                "permission denied",
-                where=where,
-                do=f"run as the owner of the state directory (you are uid {os.geteuid()})",
-            )
-        if error.errno == errno.ENOENT:
-            return StoreError("does not exist", where=where, do="run `distsec init`")
-        reason = os.strerror(error.errno) if error.errno else "unusable"
-        return StoreError(reason.lower(), where=where, do="see to it and run it again")
+    def _group(directory: int, parts: PurePosixPath) -> int | None:
+        return forms.group_of(parts, os.fstat(directory)) if forms.may_be_entrusted(parts) else None
+
+    def _account(self, parts: PurePosixPath) -> Account | None:
+        return self.accounts.get("/".join(parts.parts[:2]))
+
+    def _speaker(self, parts: PurePosixPath) -> Account | None:
+        """Whose a file is that a node writes itself."""
+        return self._account(parts) if parts.name in forms.SAID_BY_NODE else None
+
+    def _evict(self, directory: int, parts: PurePosixPath, *, directory_wanted: bool = False) -> bool:
+        """Takes the name at `parts` away from whatever is not ours, or is of another kind."""
+        try:
+            found = os.stat(parts.name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        kind = stat.S_ISDIR if directory_wanted else lambda mode: stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+        speaker = self._speaker(parts)
+        ours = {os.geteuid(), *(() if speaker is None else (speaker.uid,))}
+        if found.st_uid in ours and kind(found.st_mode):
+            return False
+        files.move_aside(directory, parts.name)
+        return True
 
 
 def read_private(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
@@ -289,13 +355,13 @@ def read_private(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     symbolic link, and closed to everybody else. Raises StoreError.
     """
     try:
-        descriptor = os.open(path, _OPEN_FILE)
+        descriptor = os.open(path, OPEN_FILE)
         with open(descriptor, "rb") as stream:  # noqa: PTH123 - a descriptor
             found = os.fstat(descriptor)
-            _check_file(path, found, frozenset({0, os.geteuid()}))
+            check_file(path, found, owners=(0, os.geteuid()))
             return stream.read(limit + 1)
     except OSError as error:
-        raise Store._refused(path, error) from error
+        raise refused(path, error) from error
 
 
 class _Missing(StoreError):
@@ -312,49 +378,9 @@ def _parts(relative: str) -> PurePosixPath:
     return path
 
 
-def _symlink(path: Path) -> StoreError:
-    return StoreError(
-        "is a symbolic link, which is refused", where=str(path), do="put a real file or directory there"
-    )
-
-
 def _is_symlink(name: str, parent: int | None) -> bool:
     found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     return stat.S_ISLNK(found.st_mode)
-
-
-def _check_directory(path: Path, found: os.stat_result) -> None:
-    _check_owner(path, found)
-    _check_closed(path, found, "u=rwx,go=")
-
-
-def _check_file(path: Path, found: os.stat_result, owners: frozenset[int] | None = None) -> None:
-    if stat.S_ISLNK(found.st_mode):
-        raise _symlink(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise StoreError("is not a regular file", where=str(path), do="remove it")
-    if owners is None or found.st_uid not in owners:
-        _check_owner(path, found)
-    _check_closed(path, found, "u=rw,go=")
-
-
-def _check_owner(path: Path, found: os.stat_result) -> None:
-    if found.st_uid != os.geteuid():
-        raise StoreError(
-            f"belongs to uid {found.st_uid}, not to you (uid {os.geteuid()})",
-            where=str(path),
-            do="run as that user, or choose another state_dir",
-        )
-
-
-def _check_closed(path: Path, found: os.stat_result, wanted: str) -> None:
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o077:
-        raise StoreError(
-            f"can be reached by other users (mode {mode:04o})",
-            where=str(path),
-            do=f"if nobody has read it, run: chmod {wanted} {shlex.quote(str(path))}",
-        )
 
 
 def _lock(descriptor: int, path: Path, wait_seconds: float) -> None:

@@ -24,8 +24,10 @@ MAX_DNS_NAMES = 16
 MAX_TEXT = 4096
 """Characters that are parsed at all."""
 
-_BER = re.compile(r"(^|[,+])[A-Za-z0-9.-]+=#")
-"""A value in BER (RFC 4514, section 2.4), of which cryptography reads the bytes as if they were the text."""
+_BER = re.compile(r"(^|(?<!\\)(\\\\)*[,+])[A-Za-z0-9.-]+=#")
+"""A value in BER (RFC 4514, section 2.4), of which cryptography reads the bytes as if they were the text.
+What follows an escaped comma is no value of its own.
+"""
 
 _ALSO_READ = {
     # Not in RFC 4514, but what `openssl x509 -subject -nameopt RFC2253` prints.

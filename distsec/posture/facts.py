@@ -37,7 +37,8 @@ class Kind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class FileFact:
     """`trusted`: the uids that may own it; `sheltered`: a directory above it is closed to everybody else;
-    `part`: the directory with whose files it is told, where there are many."""
+    `part`: the directory with whose files it is told, where there are many; `allowed`: the bits of its mode
+    that the user of a node is given (pki.forms)."""
 
     path: str
     role: Role
@@ -47,6 +48,13 @@ class FileFact:
     trusted: frozenset[int]
     sheltered: bool = False
     part: str | None = None
+    gid: int = -1
+    allowed: int = 0
+
+    @property
+    def opened(self) -> int:
+        """Its mode, without what is as it should be."""
+        return self.mode & ~self.allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,8 @@ class CookieFact:
 @dataclass(frozen=True, slots=True)
 class CertificateFact:
     """A leaf with what belongs to it. `problem`s say why something could not be read; `key` is the DER of the
-    public half of the key beside it. `node` and `address` are known of nodes only."""
+    public half of the key beside it. `node` and `address` are known of nodes only; `offline`: of a node whose
+    CA has its key on another host."""
 
     holder: str
     place: str
@@ -102,6 +111,7 @@ class CertificateFact:
     node: NodeName | None = None
     address: str | None = None
     managed: bool = False
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +240,9 @@ class PolicyFact:
 class Facts:
     """All of one look. `now` is Unix seconds. `damage`: (place, what, what to do) of state that cannot be
     understood; `unseen`: what could not be looked at; `unlisted`: what was too much to look at; `elsewhere`:
-    (emulator, pid) that listen in another network namespace."""
+    (emulator, pid) that listen in another network namespace; `unfit_users`: (node, what, what to do) of users
+    that no node can run as; `shared_users`: (node, what) of those with whom a node shares its key;
+    `links_unprotected`: nodes have users, who may link files of others into their directories."""
 
     now: float
     spec: ClusterSpec | None = None
@@ -248,6 +260,9 @@ class Facts:
     policies: tuple[PolicyFact, ...] = ()
     forbidden_flags: tuple[tuple[str, str], ...] = ()
     shared_uid: int | None = None
+    unfit_users: tuple[tuple[str, str, str], ...] = ()
+    shared_users: tuple[tuple[str, str], ...] = ()
+    links_unprotected: bool = False
     status: Mapping[str, Any] | None = None
     status_problem: str | None = None
     damage: tuple[tuple[str, str, str], ...] = ()

@@ -126,12 +126,16 @@ class Code(StrEnum):
     CONFIGURATION_READABLE = "configuration_readable"
     NOT_ENFORCED = "not_enforced"
     MODE = "mode"
+    PEER_NOT_IMPORTED = "peer_not_imported"
     POLICY_MISSING = "policy_missing"
     POLICY_SIGNATURE = "policy_signature"
     POLICY_OUTDATED = "policy_outdated"
     POLICY_MARK = "policy_mark"
     STATE_DAMAGED = "state_damaged"
     SHARED_UID = "shared_uid"
+    NODE_USER_SHARED = "node_user_shared"
+    NODE_USER_UNFIT = "node_user_unfit"
+    HARDLINKS_UNPROTECTED = "hardlinks_unprotected"
     BEAM_RUNS_AS_ROOT = "beam_runs_as_root"
     # the orchestrator
     ORCHESTRATOR_ABSENT = "orchestrator_absent"
@@ -142,6 +146,7 @@ class Code(StrEnum):
     AGENT_LOST = "agent_lost"
     POLICY_NOT_ACTIVE = "policy_not_active"
     POLICY_ROLLED_BACK = "policy_rolled_back"
+    METRICS_NOT_SERVED = "metrics_not_served"
     # the look itself
     NOT_SEEN = "not_seen"
 

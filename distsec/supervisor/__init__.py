@@ -3,7 +3,9 @@
     supervisor.py  all nodes together; what operators ask for (control.service.Orchestrator); the end
     operation.py   starting and stopping nodes because somebody asks
     reload.py      a new configuration: what fails leaves the old one, or is named
+    fitness.py     which nodes nothing could start, before any is started
     node.py        one node: feeds `core.lifecycle`, performs its effects, hears its agent
+    proving.py     looks at it: is its guard in force, what does its port show
     observed.py    what that agent has told: links, refusals, the policy in force
     policy.py      the wanted policy: performs what `core.rollout` decides
     renewal.py, serving.py, link_proof.py, dropped.py, credentials.py

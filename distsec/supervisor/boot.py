@@ -12,9 +12,13 @@ from typing import Protocol
 
 from distsec.beam.flags import ForbiddenFlag
 from distsec.beam.scrutiny import LOOK_SECONDS
+from distsec.beam.shortage import shortage
 from distsec.core import node_status as life
-from distsec.errors import DistsecError, GuardNotInForce, PortInUse, StoreError
+from distsec.errors import DistsecError, EpmdUnavailable, GuardNotInForce, PortInUse, StoreError
 from distsec.model.cluster import NodeSpec, NodeState
+
+_PASSING = StoreError | PortInUse | EpmdUnavailable
+"""What keeps a node from starting and may pass by itself."""
 
 
 class BootWatch(Protocol):
@@ -50,8 +54,17 @@ async def watch_boot(machine: Machine, pid: int, node: Booting) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def start_failed(error: DistsecError) -> life.StartFailed:
+def start_failed(error: Exception) -> life.StartFailed:
     """Lasting is what would fail again in a moment: then no restart is tried."""
     if isinstance(error, GuardNotInForce):
         return life.StartFailed(str(error), why=life.Why.CARRIER_NOT_IN_FORCE)
-    return life.StartFailed(str(error), lasting=not isinstance(error, StoreError | PortInUse))
+    if (short := shortage(error)) is not None:
+        return life.StartFailed(short, lasting=False)
+    if unforeseen(error):
+        return life.StartFailed(f"unexpected {type(error).__name__}", lasting=False)
+    return life.StartFailed(str(error), lasting=not isinstance(error, _PASSING))
+
+
+def unforeseen(error: Exception) -> bool:
+    """Whether that is a bug of ours."""
+    return not isinstance(error, DistsecError) and shortage(error) is None

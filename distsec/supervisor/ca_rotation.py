@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from distsec.core import rotation as core
@@ -26,11 +26,11 @@ from distsec.core.rotation import (
     Rotation,
     Save,
 )
-from distsec.core.wanted import listed_names
 from distsec.errors import DistsecError, NotAcknowledged, Unavailable, UsageError
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.text import escape
 from distsec.supervisor.ca_nodes import CaNodes
+from distsec.supervisor.elsewhere import not_ready, run_elsewhere
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.renewal import Renewal
@@ -76,6 +76,10 @@ class CaRotation:
         self._renewal = renewal
         self._changed = changed
         self._lock = asyncio.Lock()
+        self.still = asyncio.Lock()
+        """No phase is begun while somebody holds it: a node that is being added is given the files of a phase
+        before it is one of the nodes that the next phase asks for.
+        """
         self._busy: Command | None = None
         self._behind: dict[str, str] = {}  # nodes that may not have what the saved phase wants → why
         self._nodes = CaNodes(cluster, renewal)
@@ -162,12 +166,8 @@ class CaRotation:
 
     async def _drive(self, command: Command, elsewhere: bool) -> dict[str, Any]:
         state = self._state = await asyncio.to_thread(self._files.rotation)
-        if command in (Command.ACTIVATE, Command.PRUNE) and (others := self._elsewhere()) and not elsewhere:
-            raise UsageError(
-                f"{', '.join(others[:5])}: listed, and not run by this orchestrator, which cannot give them"
-                " the new CA",
-                do="bring them `distsec certs export --ca`, then add --elsewhere; or deny them",
-            )
+        if not elsewhere:
+            await self._refuse_where_others_are_behind(command)
         try:
             state, effects = core.step(state, core.Asked(command, self._nodes.names()))
         except core.NotNow as error:
@@ -194,11 +194,12 @@ class CaRotation:
         """Nobody issues by the phase before while this one is saved, or installs later what was issued so.
 
         Where the CA in `ca/` issues before and after there is nothing to wait for: whoever renews a node
-        waits for its agent, and a silent one would keep every prepare and its rollback waiting.
+        waits for its agent, and a silent one would keep every prepare and its rollback waiting. `still` comes
+        last: whoever holds it waits for none of these.
         """
         before = self._state.phase
         issuers = {WANTED[before].leaf, WANTED[phase].leaf}
-        async with self._renewal.holding(() if issuers == {Ca.OLD} else self._cluster.nodes):
+        async with self._renewal.holding(() if issuers == {Ca.OLD} else self._cluster.nodes), self.still:
             await asyncio.to_thread(self._files.save, phase, time.time())
         self._state = Rotation(phase)
         self._cluster.note("info", "rotation of the CA", phase=str(phase))
@@ -293,11 +294,27 @@ class CaRotation:
             SecurityEvent(kind, Severity.NOTICE, "", time.time(), result="allow", detail=what)
         )
 
+    async def _refuse_where_others_are_behind(self, command: Command) -> None:
+        """Raises UsageError where nodes of other hosts would be locked out by a step here."""
+        others = self._elsewhere() if command in (Command.ACTIVATE, Command.PRUNE) else []
+        if not others:
+            return
+        trusted = await asyncio.to_thread(self._files.trusted)
+        coming = trusted[-1] if trusted else None
+        behind = not_ready(self._cluster.spec, others, command, coming)
+        if not behind:
+            return
+        lacking = "trust the new CA" if command is Command.ACTIVATE else "have certificates of the new CA"
+        raise UsageError(
+            f"{', '.join(behind[:5])}: listed, not run by this orchestrator, and not known to {lacking}",
+            do="take the same step on their hosts and import what these export then; or bring them"
+            " `distsec certs export --ca` and add --elsewhere; or deny them",
+        )
+
     def _elsewhere(self) -> list[str]:
         """Listed names that some other orchestrator, or nobody we know, runs."""
-        cluster, overlay = self._cluster, self._cluster.desk.wanted.overlay
-        names: Iterable[str] = listed_names(cluster.spec, overlay)
-        return [name for name in names if name not in cluster.nodes and name not in overlay.deny]
+        cluster = self._cluster
+        return run_elsewhere(cluster.spec, cluster.desk.wanted.overlay, cluster.nodes)
 
     def _refuse_without_tls(self) -> None:
         if not self._cluster.spec.carrier.encrypted:

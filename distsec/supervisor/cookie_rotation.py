@@ -16,12 +16,12 @@ from distsec.beam.link import AgentCommandFailed
 from distsec.beam.messages import Command
 from distsec.core import cookie_rotation as core
 from distsec.core.cookie_rotation import Effect, Happened
-from distsec.core.wanted import listed_names
 from distsec.errors import DistsecError, NotAcknowledged, Unavailable, UsageError
 from distsec.model.cluster import Carrier, NodeState
 from distsec.model.cookies import CookiePhase, CookieRotation
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.text import escape
+from distsec.supervisor.elsewhere import of_no_host
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.pushing import cookie_arguments
 from distsec.supervisor.records import Secrets
@@ -131,13 +131,14 @@ class CookieRotator:
             raise UsageError(
                 f"{', '.join(others[:5])}: listed, and not run by this orchestrator, which cannot give them"
                 " their new cookies",
-                do="deny them first, or add --elsewhere and bring them theirs",
+                do="`distsec import` what their hosts export, deny them, or add --elsewhere and bring them"
+                " theirs",
             )
 
     def _elsewhere(self) -> list[str]:
-        cluster, overlay = self._cluster, self._cluster.desk.wanted.overlay
-        listed = listed_names(cluster.spec, overlay)
-        return [name for name in listed if name not in cluster.nodes and name not in overlay.deny]
+        """Who has its cookies of the secret here, and is run by somebody else."""
+        cluster = self._cluster
+        return of_no_host(cluster.spec, cluster.desk.wanted.overlay, cluster.nodes)
 
     async def _drive(self, rotation: CookieRotation, event: core.Event) -> dict[str, Any]:
         given_up = event is Happened.GIVEN_UP

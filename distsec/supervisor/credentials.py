@@ -121,7 +121,7 @@ class StateCredentials:
         directory = node_pairs.directory_of(node)
         if self._store.exists(f"{directory}/{pairs.NEXT}"):
             return Seen((pairs.NEXT,), unsettled=True, reason=INTERRUPTED)
-        drop = read_drop(self.places(node)[place])
+        drop = read_drop(self.places(node)[place], entrusted=place is Place.DIRECTORY)
         if place is Place.INCOMING and drop.empty:
             return Seen()
         if drop.key is None or drop.certificate is None:

@@ -22,7 +22,10 @@ _FIXED = {
 with it.
 """
 
-_OF_THE_POLICY = ("allowed_nodes", "rules", "peers", "connect", "identities", "foreign_trust_domains")
+_OF_THE_POLICY = (
+    *("allowed_nodes", "rules", "peers", "connect", "identities", "foreign_trust_domains"),
+    "hosts",  # the cookies, which are brought with the policy
+)
 """What the policy is made of, beside where the nodes are."""
 
 _RESTARTING = ("command", "port", "address", "environment", "working_directory", "user", "otp_libraries")

@@ -9,7 +9,7 @@ So a stranger who is refused in the same seconds is still counted. Time is an ar
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,6 +32,7 @@ OF_A_PROBE = (
 """What a peer is refused for that shows no certificate, speaks TLS 1.2, or breaks off; most likely first."""
 
 MAX_REMEMBERED = 64
+"""Connections that are expected, and refusals that were absorbed, the latest of them."""
 
 Counts = Mapping[tuple[Direction, Reason], int]
 
@@ -39,11 +40,13 @@ Counts = Mapping[tuple[Direction, Reason], int]
 @dataclass(frozen=True, slots=True)
 class EchoRecord:
     """What the next orchestrator must know of a launch. `absorbed`: reason → how many refusals were taken
-    off; `expected`: our ends of connections whose refusal was not seen yet.
+    off; `expected`: our ends of connections whose refusal was not seen yet; `sequences`: numbers of refusals
+    that were absorbed, which the node tells again if the acknowledgement was still to be sent.
     """
 
     absorbed: Mapping[str, int] = field(default_factory=dict)
     expected: tuple[str, ...] = ()
+    sequences: tuple[int, ...] = ()
 
 
 class Echoes:
@@ -57,6 +60,7 @@ class Echoes:
         self._proofs: dict[str, tuple[float, str | None]] = {}  # until when, and what it was refused for
         self._credits: list[float] = []  # until when each is good
         self._absorbed: Counter[tuple[Direction, Reason]] = Counter()
+        self._sequences: deque[int] = deque(maxlen=MAX_REMEMBERED)
 
     def expect(self, address: str, now: float) -> None:
         """A probe connects from `address` ("127.0.0.1:40112")."""
@@ -74,8 +78,20 @@ class Echoes:
         """The reason that the node gave; None: none yet."""
         return self._proofs.get(address, (0.0, None))[1]
 
-    def absorbs(self, direction: str | None, reason: str | None, address: str | None, now: float) -> bool:
-        """Whether that refusal is the echo of a probe. An address is good for one, and so is a credit."""
+    def absorbs(
+        self, sequence: int, direction: str | None, reason: str | None, address: str | None, now: float
+    ) -> bool:
+        """Whether that refusal is the echo of a probe. An address is good for one, and so is a credit; one
+        that was absorbed before is told for the second time, and counts no more.
+        """
+        if sequence in self._sequences:
+            return True
+        if not self._is_echo(direction, reason, address, now):
+            return False
+        self._sequences.append(sequence)
+        return True
+
+    def _is_echo(self, direction: str | None, reason: str | None, address: str | None, now: float) -> bool:
         self._forget(now)
         proof = self._proofs.get(address or "")
         if direction == Direction.IN and reason is not None and proof is not None and proof[1] is None:
@@ -96,17 +112,20 @@ class Echoes:
     def taken_off(self, counts: Counts, now: float) -> dict[tuple[Direction, Reason], int]:
         """An agent's exact counts without the echoes: those absorbed, and those that are still to come.
 
-        The latter for as long as they are expected only, so that no stranger stays uncounted.
+        The latter under each reason that they may have, since what is shown of a count never decreases; and
+        for as long as they are expected only, so that no stranger stays uncounted.
         """
         self._forget(now)
-        left = {key: max(0, whole - self._absorbed[key]) for key, whole in counts.items()}
-        pending = len(self._credits)
-        for reason in OF_A_PROBE:
-            taken = min(pending, left.get((Direction.IN, reason), 0))
-            if taken:
-                left[Direction.IN, reason] -= taken
-                pending -= taken
-        return {key: count for key, count in left.items() if count}
+        proofs = sum(why is None for _, why in self._proofs.values())
+        pending = {(Direction.IN, reason): len(self._credits) for reason in OF_A_PROBE}
+        left = {
+            (direction, reason): whole
+            - self._absorbed[direction, reason]
+            - pending.get((direction, reason), 0)
+            - (proofs if direction == Direction.IN else 0)
+            for (direction, reason), whole in counts.items()
+        }
+        return {key: count for key, count in left.items() if count > 0}
 
     def record(self, now: float) -> EchoRecord:
         """What `begin_launch` takes."""
@@ -114,7 +133,8 @@ class Echoes:
         absorbed = {str(reason): count for (_, reason), count in self._absorbed.items()}
         # Of refusals that named no address nobody knows whose they were: as many are still to come as there
         # are credits.
-        return EchoRecord(absorbed, tuple(self._addresses)[len(self._addresses) - len(self._credits) :])
+        expected = tuple(self._addresses)[len(self._addresses) - len(self._credits) :]
+        return EchoRecord(absorbed, expected, tuple(self._sequences))
 
     def begin_launch(self, before: EchoRecord, now: float) -> None:
         """The node's VM is another one, whose counts began at 0; `before` is an earlier orchestrator's.
@@ -124,6 +144,7 @@ class Echoes:
         self._absorbed = Counter(
             {(Direction.IN, Reason(reason)): count for reason, count in before.absorbed.items()}
         )
+        self._sequences = deque(before.sequences, maxlen=MAX_REMEMBERED)
         for address in before.expected[:MAX_REMEMBERED]:
             self.expect(address, now)
 

@@ -10,15 +10,28 @@ import time
 from typing import Protocol
 
 from distsec.beam.link import AgentCommandFailed
-from distsec.beam.messages import Command, EventKind, Heartbeat, LaneEvent, Message, Opened, Snapshot
+from distsec.beam.messages import (
+    AgentRefusal,
+    Command,
+    EventKind,
+    Heartbeat,
+    LaneEvent,
+    Message,
+    Opened,
+    Snapshot,
+)
 from distsec.beam.security_events import agent_refused
 from distsec.core import node_status as life
 from distsec.core.node_silence import Silence
+from distsec.supervisor.acceptance import Acceptance
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.observed import Observed
 from distsec.supervisor.pushing import Target
 
 COMMAND_SECONDS = 5.0
+VERSION_AGAIN_SECONDS = 300.0
+"""An agent of another version is told of this often."""
+
 PUSH_AGAIN_SECONDS = 3.0
 """A node whose policy differs is sent the wanted one at most this often."""
 
@@ -29,6 +42,7 @@ class Node(Target, Protocol):
     hub: Hub
     status: life.NodeStatus
     observed: Observed
+    acceptance: Acceptance
 
     def feed(self, event: life.Event) -> None: ...
     def take_hello(self, pid: int, started: int) -> bool: ...
@@ -43,6 +57,7 @@ class Listener:
         self._node = node
         self._silence = Silence()
         self._pushed_at = 0.0
+        self._version_told_at = -VERSION_AGAIN_SECONDS
 
     def tick(self, now: float) -> None:
         """Once a second: drops the connection of an agent that is silent; it comes back by itself."""
@@ -84,15 +99,25 @@ class Listener:
             self._node.feed(life.AgentLost())
 
     def on_refused(self, name: str, reason: str, detail: str) -> None:
-        node = self._node
+        node, now = self._node, asyncio.get_running_loop().time()
         node.hub.metrics.agent_refused(node.name, reason)
+        node.acceptance.refused = detail
+        if reason == AgentRefusal.VERSION:
+            how = f"`distsec restart {node.name}` gives it the agent of this orchestrator"
+            node.feed(life.AgentOfOtherVersion(f"{detail}; {how}"))
+            # It comes again every 2 s for as long as it lives; `status` and the metric say so all the while.
+            if now - self._version_told_at < VERSION_AGAIN_SECONDS:
+                return
+            self._version_told_at = now
         node.hub.bus.publish(agent_refused(node.name, reason, detail, time.time()))
 
     def _hello(self, snapshot: Snapshot) -> None:
         node = self._node
         pid = node.server.pid
         started = node.hub.machine.start_time(pid) if pid is not None else None
-        if pid is None or started is None or not node.take_hello(pid, started):
+        # `present` last: the start time is then that of the process that connected, not of one with its pid.
+        present = pid is not None and started is not None and node.server.present()
+        if pid is None or started is None or not present or not node.take_hello(pid, started):
             return  # it is gone already; its connection is about to be lost
         node.hub.rollbacks.restarted(node.name, node.observed.generation, snapshot.policy_generation)
         self.show(snapshot)

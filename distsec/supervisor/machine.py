@@ -7,68 +7,56 @@ Nothing here decides anything. The tests of the supervisor put a machine of thei
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import json
 import os
 import pwd
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from distsec.beam import proc, provision, render, session
+from distsec.beam import aflags, proc, provision, render, session
 from distsec.beam.agent import ebin_directory
 from distsec.beam.epmd import ensure_epmd, epmd_port
+from distsec.beam.flags import ForbiddenFlag
 from distsec.beam.link import AgentServer
 from distsec.beam.logs import OutputLog
 from distsec.beam.messages import Command, Message, Reply
-from distsec.beam.node import Exit, NodeProcess, boot_id, leftovers, node_environment, read_run
+from distsec.beam.node import NodeProcess, boot_id, leftovers, node_environment, read_run
 from distsec.beam.overlay import load_overlay, save_overlay
 from distsec.beam.ports import check_port_free
 from distsec.beam.probe import ProbeResult, look_at_certificate, probe
 from distsec.beam.protocol import Argument
-from distsec.beam.runtime import find_erl, find_libraries, inspect
+from distsec.beam.runtime import check_runtime, find_erl, find_libraries
 from distsec.beam.scrutiny import BootWatch, find_before_start
 from distsec.beam.witness import Witnessed, show_certificate
 from distsec.core.wanted import Overlay
 from distsec.errors import GuardNotInForce, StoreError
 from distsec.model.cluster import Certificate, ClusterSpec, Epmd, NodeSpec
 from distsec.model.cookies import CookieSet
-from distsec.model.policy import Policy, Reason
+from distsec.model.policy import Policy
 from distsec.model.secret import Secret
 from distsec.pki import cookies
+from distsec.pki.account import acting_as
 from distsec.pki.authority import certificate_of
+from distsec.pki.forms import AGENT_SOCKET
 from distsec.pki.pairs import Pair
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
-from distsec.supervisor import boot
+from distsec.supervisor import boot, echo_file
 from distsec.supervisor.credentials import Credentials, StateCredentials
 from distsec.supervisor.echoes import EchoRecord
-from distsec.supervisor.external import ExternalProcess
+from distsec.supervisor.external import ExternalProcess, Process
+from distsec.supervisor.foundlings import Foundlings, StateFoundlings
 from distsec.supervisor.guard_refusal import take_refusal
+from distsec.supervisor.node_users import NodeUsers, Users
 from distsec.supervisor.proof import Expected
 from distsec.supervisor.records import Records, StateRecords
 from distsec.supervisor.succession import StateSuccession, Succession
 
 PROBE_SECONDS = 4.0
 SERVED_SECONDS = 3.0
-PROBES = "probes.json"
 LEFTOVER_GRACE_SECONDS = 3.0
-
-
-class Process(Protocol):
-    """One process of a node and all below it; see beam.node.NodeProcess."""
-
-    pid: int
-    start_time: int
-
-    async def wait(self) -> Exit: ...
-    def contains(self, pid: int) -> bool: ...
-    def listeners(self) -> list[proc.Listener]: ...
-    def signal_group(self, number: signal.Signals) -> bool: ...
-    async def abandon(self) -> None: ...
 
 
 class Server(Protocol):
@@ -76,7 +64,9 @@ class Server(Protocol):
 
     @property
     def pid(self) -> int | None: ...
+    def present(self) -> bool: ...
     async def start(self) -> None: ...
+    async def mend(self) -> bool: ...
     async def close(self) -> None: ...
     def drop(self, why: str) -> None: ...
     def rekey(self, key: Secret) -> None: ...
@@ -94,7 +84,10 @@ class Machine(Protocol):
     records: Records
     credentials: Credentials
     succession: Succession
+    foundlings: Foundlings
 
+    @property
+    def users(self) -> Users: ...
     @property
     def ports(self) -> Mapping[str, int]: ...
     def use(self, spec: ClusterSpec) -> None: ...
@@ -106,7 +99,7 @@ class Machine(Protocol):
     async def adopt(self, node: NodeSpec) -> Process | None: ...
     async def start(self, node: NodeSpec, document: bytes) -> Process: ...
     def boot_watch(self, node: NodeSpec, pid: int) -> boot.BootWatch: ...
-    def watch(self, pid: int) -> Process: ...
+    def watch(self, pid: int, start_time: int) -> Process: ...
     def server(
         self,
         node: NodeSpec,
@@ -128,6 +121,7 @@ class Machine(Protocol):
     def certificate(self, node: NodeSpec) -> Certificate | None: ...
     def agent_key(self, node: NodeSpec) -> Secret: ...
     def outside(self, node: NodeSpec) -> dict[str, Any]: ...
+    async def check_runtime(self, node: NodeSpec) -> None: ...
     async def preflight(self, node: NodeSpec) -> None: ...
     async def ready_epmd(self, node: NodeSpec) -> None: ...
     def rotate(self, node: NodeSpec) -> None: ...
@@ -141,13 +135,16 @@ class LocalMachine:
     def __init__(self, spec: ClusterSpec, store: Store, base: Mapping[str, str]) -> None:
         self.store = store
         self._base = base
+        self.users: NodeUsers = NodeUsers(store)
         self._signer = PolicySigner.load(store)
         self.records: Records = StateRecords(store, self._signer)
         self.credentials: Credentials = StateCredentials(store)
         self.succession: Succession = StateSuccession(store)
+        self.foundlings: Foundlings = StateFoundlings(store)
         self.use(spec)
 
     def use(self, spec: ClusterSpec) -> None:
+        self.users.use(spec)
         self.ports: Mapping[str, int] = provision.distribution_ports(spec, self.store)
         self.spec = spec
 
@@ -177,9 +174,12 @@ class LocalMachine:
         except StoreError:
             # The node may have written it itself. What of it lives is found by its log, and ended.
             run = None
-        if run is not None and (process := NodeProcess.adopt(run, self._log(node))) is not None:
+        log, account = self._log(node), self.users.of(node)
+        if run is not None and (process := NodeProcess.adopt(run, log, account)) is not None:
             return process
-        left = await asyncio.to_thread(leftovers, run, self._log(node))
+        if (found := await self.foundlings.adopt(node, log, run)) is not None:
+            return found
+        left = await asyncio.to_thread(leftovers, run, log, account)
         if left and (staying := await session.end(left, LEFTOVER_GRACE_SECONDS)):
             pids = ", ".join(str(member.pid) for member in staying)
             raise StoreError(f"processes of an earlier start cannot be ended: {pids}", where=str(node.name))
@@ -189,16 +189,20 @@ class LocalMachine:
     async def start(self, node: NodeSpec, document: bytes) -> Process:
         """Renders the node's files anew and starts its command. Raises GuardNotInForce where its flags forbid
         that."""
-        directory = self._working_directory(node)
-        found = await asyncio.to_thread(
-            find_before_start, str(node.name), node.command, node.environment, directory
-        )
+        directory, account = self._working_directory(node), self.users.of(node)
+
+        def look() -> ForbiddenFlag | None:
+            with acting_as(account):
+                return find_before_start(str(node.name), node.command, node.environment, directory)
+
+        found = await asyncio.to_thread(look)
         if found is not None:
             raise GuardNotInForce(str(found))
         await asyncio.to_thread(self._prepare, node, document)
-        check_port_free(node.address, self.ports[str(node.name)])
+        await asyncio.to_thread(check_port_free, node.address, self.ports[str(node.name)])
         await self.ready_epmd(node)
         relative = f"{self._directory(node)}/run.json"
+        self.foundlings.begin(node)
         return NodeProcess.start(
             node.command,
             environment=self._environment(node),
@@ -206,18 +210,20 @@ class LocalMachine:
             log=self._log(node),
             started_at=time.time(),
             record=lambda content: self.store.write(relative, content),
+            account=account,
         )
 
     def _prepare(self, node: NodeSpec, document: bytes) -> None:
-        self._path(node, "guard.refused").unlink(missing_ok=True)
+        self.users.entrust(node)
+        self.store.discard(f"{self._directory(node)}/guard.refused")
         self.credentials.ready(self.spec, self.load_overlay(), node)
         provision.write_node_files(self.spec, self.store, node, document)
 
     def boot_watch(self, node: NodeSpec, pid: int) -> boot.BootWatch:
-        return BootWatch(str(node.name), pid, render.flag_words(**self._flags(node)))
+        return BootWatch(str(node.name), pid, aflags.flag_words(**self._flags(node)))
 
-    def watch(self, pid: int) -> Process:
-        return ExternalProcess(pid)
+    def watch(self, pid: int, start_time: int) -> Process:
+        return ExternalProcess(pid, start_time)
 
     def server(
         self,
@@ -228,8 +234,9 @@ class LocalMachine:
         on_refused: Callable[[str, str, str], None],
     ) -> Server:
         key = provision.agent_key(self.store, node.name)
-        path = self._path(node, "agent.sock")
-        return AgentServer(str(node.name), path, key, accept_peer, on_message, on_lost, on_refused)
+        path, account = self._path(node, AGENT_SOCKET), self.users.of(node)
+        gid = None if account is None else account.gid
+        return AgentServer(str(node.name), path, key, accept_peer, on_message, on_lost, on_refused, gid=gid)
 
     def expected(self, node: NodeSpec, policy_digest: str) -> Expected:
         optfile = f"{self._directory(node)}/{render.OPTFILE}"
@@ -267,10 +274,12 @@ class LocalMachine:
 
     def take_refusal(self, node: NodeSpec, since: int | None) -> tuple[str, str] | None:
         """See guard_refusal.take_refusal."""
-        return take_refusal(self._path(node, "guard.refused"), since)
+        with acting_as(self.users.of(node)):  # its own file
+            return take_refusal(self._path(node, "guard.refused"), since)
 
     def forget(self, node: NodeSpec) -> None:
-        self._path(node, "run.json").unlink(missing_ok=True)
+        self.store.discard(f"{self._directory(node)}/run.json")
+        self.foundlings.forget(node)
 
     def write_policy(self, node: NodeSpec, overlay: Overlay, document: bytes) -> None:
         """See provision.write_policy_files."""
@@ -281,7 +290,7 @@ class LocalMachine:
         if str(node.name) in overlay.condemned:
             return None
         peers = provision.cookie_peers(self.spec, overlay)
-        return cookies.cookie_set(self.store, str(node.name), peers, dict(overlay.epochs))
+        return cookies.cookie_set(self.store, str(node.name), peers, dict(overlay.epochs), self.spec.hosts)
 
     def agent_key(self, node: NodeSpec) -> Secret:
         return provision.agent_key(self.store, node.name)
@@ -300,17 +309,17 @@ class LocalMachine:
             ) from None
 
     def _environment(self, node: NodeSpec) -> Mapping[str, str]:
-        user = pwd.getpwuid(os.geteuid())
+        own, account = pwd.getpwuid(os.geteuid()), self.users.of(node)
         return node_environment(
             self._base,
-            user=user.pw_name,
-            home=user.pw_dir,
-            erl_aflags=render.erl_aflags(**self._flags(node)),
+            user=own.pw_name if account is None else account.name,
+            home=self.users.home(node) or own.pw_dir,
+            erl_aflags=aflags.erl_aflags(**self._flags(node)),
             log_directory=self._path(node, ".").resolve() / "log",
             extra=node.environment,
         )
 
-    def _flags(self, node: NodeSpec) -> render.FlagFields:
+    def _flags(self, node: NodeSpec) -> aflags.FlagFields:
         return {
             "node": node.name,
             "carrier": self.spec.carrier,
@@ -318,6 +327,7 @@ class LocalMachine:
             "ebin": str(ebin_directory()),
             "address": node.address,
             "port": self.ports[str(node.name)],
+            "epmd": self.spec.epmd,
             "libraries": find_libraries(Path(node.otp_libraries)) if node.otp_libraries else (),
         }
 
@@ -339,47 +349,41 @@ class LocalMachine:
             "files": {key: str(self._path(node, name)) if name else None for key, name in named.items()},
         }
 
+    async def check_runtime(self, node: NodeSpec) -> None:
+        """There is a program, and an OTP release that will do, to start it with. Raises RuntimeMissing."""
+        environment, directory = self._environment(node), self._working_directory(node)
+        await asyncio.to_thread(check_runtime, node.command, environment, directory, self.users.of(node))
+
     async def preflight(self, node: NodeSpec) -> None:
-        """What would keep `node` from starting: its program, OTP release or port. Raises DistsecError."""
-        check_port_free(node.address, self.ports[str(node.name)])
-        environment = self._environment(node)
-        erl = find_erl(node.command, environment, self._working_directory(node))
-        if erl is not None:
-            plain = {key: environment[key] for key in ("PATH", "HOME", "LANG") if key in environment}
-            await asyncio.to_thread(inspect, erl, plain)
+        """What would keep `node` from starting now: that, its port, its epmd. Raises DistsecError."""
+        await self.check_runtime(node)
+        await asyncio.to_thread(check_port_free, node.address, self.ports[str(node.name)])
         await self.ready_epmd(node)
 
     async def ready_epmd(self, node: NodeSpec) -> None:
         """There is an epmd for `node` to register with, on loopback alone; nothing where it does not."""
         if self.spec.epmd is Epmd.LOOPBACK:
-            environment = self._environment(node)
-            directory = self._working_directory(node)
-            erl = find_erl(node.command, environment, directory) if node.command else None
-            await ensure_epmd(epmd_port(environment), erl, environment)
+            environment, account = self._environment(node), self.users.of(node)
+            with acting_as(account):
+                directory = self._working_directory(node)
+                erl = find_erl(node.command, environment, directory) if node.command else None
+            await ensure_epmd(epmd_port(environment), erl, environment, account)
 
     def _working_directory(self, node: NodeSpec) -> Path:
-        return Path(node.working_directory or Path(self.spec.config_file).parent)
+        default = Path(self.spec.config_file).parent
+        return Path(node.working_directory or (self._path(node, ".") if self.users.of(node) else default))
 
     def rotate(self, node: NodeSpec) -> None:
         """Blocks; for a thread."""
         self._log(node).rotate()
 
     def load_echoes(self, node: NodeSpec, launch: str) -> EchoRecord:
-        """Of that launch; unreadable: none is taken off."""
-        try:
-            found = json.loads(self.store.read(f"{self._directory(node)}/{PROBES}"))
-            if found["launch"] != launch:
-                return EchoRecord()
-            absorbed = {str(Reason(reason)): int(count) for reason, count in found["absorbed"].items()}
-            return EchoRecord(absorbed, tuple(str(address) for address in found.get("expected", ())))
-        except (StoreError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return EchoRecord()
+        """See echo_file.load."""
+        return echo_file.load(self.store, self._directory(node), launch)
 
     def save_echoes(self, node: NodeSpec, launch: str, record: EchoRecord) -> None:
-        """For the next orchestrator. A disk that is full costs it an exact count, and nothing else."""
-        found = {"launch": launch, "absorbed": dict(record.absorbed), "expected": record.expected}
-        with contextlib.suppress(StoreError):
-            self.store.write(f"{self._directory(node)}/{PROBES}", json.dumps(found).encode() + b"\n")
+        """See echo_file.save."""
+        echo_file.save(self.store, self._directory(node), launch, record)
 
     def _directory(self, node: NodeSpec) -> str:
         return provision.node_directory(node.name)

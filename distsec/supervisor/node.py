@@ -6,7 +6,6 @@ What its agent says comes in by `supervisor.listening`.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from distsec.beam.link import AgentCommandFailed
-from distsec.beam.messages import Command, Snapshot
+from distsec.beam.messages import Command
 from distsec.beam.probe import ProbeResult
 from distsec.beam.witness import Witnessed
 from distsec.core import lifecycle
@@ -25,13 +24,22 @@ from distsec.model.cluster import Certificate, NodeSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.text import escape
 from distsec.pki.pairs import Pair
-from distsec.supervisor.boot import start_failed, watch_boot
+from distsec.supervisor.acceptance import Acceptance
+from distsec.supervisor.boot import start_failed, unforeseen, watch_boot
 from distsec.supervisor.difference import restarts
+from distsec.supervisor.external import Process
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.listening import COMMAND_SECONDS, Listener
-from distsec.supervisor.machine import Process, Server
+from distsec.supervisor.machine import Server
 from distsec.supervisor.observed import Observed
-from distsec.supervisor.proof import Judgement, Verdict, judge, judge_probe
+from distsec.supervisor.persistence import carry_out
+from distsec.supervisor.proving import Proving
+
+LOOK_SECONDS = 1.0
+"""On the way to what is due: a look that comes later than by this was kept from coming, as was all else."""
+
+UNMENDED_EVERY = 60
+"""Of the tries to make an agent socket anew so many are told of once."""
 
 
 class ManagedNode:
@@ -45,14 +53,17 @@ class ManagedNode:
         self.process: Process | None = None
         self.observed = Observed(spec, hub.bus, hub.metrics, hub.machine)
         self.certificate: Certificate | None = None
-        self._beam: tuple[int, int] | None = None  # pid and start time of the VM that said hello
-        self._launched = spec  # what `process` was started with; its port is the one that it was given
-        self._listener = Listener(self)
+        self.acceptance = Acceptance(self)
+        self.launched = spec  # what `process` was started with; its port is the one that it was given
+        self.listener = Listener(self)
+        self._proving = Proving(self)
         self._has_slot = False
         self._queue: deque[life.Event] = deque()
         self._feeding = False
         self._changed: set[asyncio.Future[None]] = set()
         self._server: Server | None = None
+        self._unmended = 0
+        self._resumed_at = 0.0
 
     # ---- what the supervisor calls
 
@@ -61,17 +72,35 @@ class ManagedNode:
         assert self._server is not None, "open() comes first"
         return self._server
 
+    @property
+    def user(self) -> str | None:  # whom it runs as, or will; None: as ourselves
+        return (self.launched if self.process is not None else self.spec).user
+
     async def open(self) -> None:
         """Listens for its agent. Raises DistsecError."""
+        await self.hub.machine.users.settle(self.spec, self.hub.note)
         self.show_certificate()
         self.hub.metrics.set_node_state(self.name, self.status.state)
-        ears = self._listener
+        ears = self.listener
         self._server = self.hub.machine.server(
-            self.spec, self.accept_peer, ears.on_message, ears.on_lost, ears.on_refused
+            self.spec, self.acceptance.accept_peer, ears.on_message, ears.on_lost, ears.on_refused
         )
         await self._server.start()
         if self.status.rules.external:
             await self._ready_epmd()
+
+    async def mend(self) -> None:
+        """Once a second: its agent must find the socket when it comes back."""
+        try:
+            mended = await self.server.mend()
+        except DistsecError as error:
+            self._unmended += 1
+            if self._unmended % UNMENDED_EVERY == 1:
+                self.hub.note("error", "its agent socket is gone", node=self.name, error=str(error))
+            return
+        self._unmended = 0
+        if mended:
+            self.hub.note("warning", "its agent socket was gone, and is made anew", node=self.name)
 
     async def _ready_epmd(self) -> None:
         """Whoever starts the node finds an epmd; if not, it is no reason to let go of a node that may run."""
@@ -82,7 +111,7 @@ class ManagedNode:
 
     async def close(self) -> None:
         """Lets go of it: whatever runs goes on."""
-        self._listener.closed = True
+        self.listener.closed = True
         if self._server is not None:
             await self._server.close()
         if self.process is not None:
@@ -94,9 +123,18 @@ class ManagedNode:
         process = None if self.status.rules.external else await self.hub.machine.adopt(self.spec)
         if process is None:
             return False
-        self._take(process, self._as_configured())
+        self.take(process)
         self.feed(life.Adopted(process.pid))
+        if (elsewhere := self.hub.machine.foundlings.moved_from(self.spec)) is not None:
+            what = "its agent looks for its orchestrator in another state directory; it is started anew"
+            self.hub.note("warning", what, node=self.name, directory=elsewhere)
+            self.feed(life.StopRequested())
+            self.feed(life.StartRequested())
         return True
+
+    def take(self, process: Process) -> None:
+        """From now on that process is the node's."""
+        self._take(process, self._as_configured())
 
     def rekeyed(self) -> None:
         """It has a new certificate and a new agent key; whoever proves itself with the old one is nobody."""
@@ -112,8 +150,9 @@ class ManagedNode:
         except DistsecError as error:
             self.hub.note("warning", "a node's certificate cannot be read", node=self.name, error=str(error))
             return
-        not_after = self.certificate.not_after if self.certificate else None
-        self.hub.metrics.set_certificate(self.name, not_after)
+        found = self.certificate
+        not_before, not_after = (found.not_before, found.not_after) if found else (None, None)
+        self.hub.metrics.set_certificate(self.name, not_before, not_after)
 
     def reconfigure(self, spec: NodeSpec) -> None:
         """New rules at once; whatever the node was started with from its next start on, and that is nobody's
@@ -138,14 +177,13 @@ class ManagedNode:
                     now,
                     random.random(),  # noqa: S311 - jitter
                 )
-                for effect in effects:
-                    self._perform(effect)
+                carry_out(effects, self._perform, self.hub.note, self.name)
         finally:
             self._feeding = False
             self._after_change()
 
-    async def until(self, condition: Callable[[life.NodeStatus], bool]) -> None:
-        """Waits until the node's status fulfils `condition`."""
+    async def until(self, condition: Callable[[life.NodeStatus], bool]) -> life.NodeStatus:
+        """Waits until the node's status fulfils `condition`; returns the one that did."""
         while not condition(self.status):
             future = asyncio.get_running_loop().create_future()
             self._changed.add(future)
@@ -153,6 +191,7 @@ class ManagedNode:
                 await future
             finally:
                 self._changed.discard(future)
+        return self.status
 
     async def until_connected(self) -> None:
         await self.until(lambda status: status.agent)
@@ -175,7 +214,7 @@ class ManagedNode:
             status.state is NodeState.STOPPED and status.rules.external
         ):
             self._look_for_refusal()
-        self._listener.tick(asyncio.get_running_loop().time())
+        self.listener.tick(asyncio.get_running_loop().time())
         if self.status.unclear:
             self.feed(life.Tick())
 
@@ -187,7 +226,7 @@ class ManagedNode:
             case life.StartProcess():
                 hub.spawn(self._start(), f"start {self.name}")
             case life.Probe(attempt):
-                hub.spawn(self._prove(attempt), f"proof of {self.name}")
+                hub.spawn(self._proving.prove(attempt), f"proof of {self.name}")
             case life.AskAgentToStop():
                 hub.spawn(self._ask_to_stop(), f"stop {self.name}")
             case life.SendTerm():
@@ -198,9 +237,26 @@ class ManagedNode:
             case life.ForgetProcess():
                 hub.machine.forget(self.spec)
             case life.ScheduleTick(at):
-                asyncio.get_running_loop().call_at(at, self.feed, life.Tick())
+                self._tick_at(at)
             case life.Publish(type, severity, reason, detail):
                 self._publish(type, severity, reason, detail)
+
+    def _tick_at(self, at: float) -> None:
+        loop = asyncio.get_running_loop()
+        look = min(at, loop.time() + LOOK_SECONDS)
+        loop.call_at(look, self._look, look, at)
+
+    def _look(self, expected: float, at: float) -> None:
+        """A Tick where one is due, and before it for how long this process was stopped: once a stop."""
+        now = asyncio.get_running_loop().time()
+        stopped = now - max(expected, self._resumed_at)
+        if stopped > LOOK_SECONDS:
+            self._resumed_at = now
+            self.feed(life.Resumed(stopped + LOOK_SECONDS))  # since the look before this one, at the most
+        if now < at:
+            self._tick_at(at)
+        else:
+            self.feed(life.Tick())
 
     async def _start(self) -> None:
         await self.hub.starts.acquire()
@@ -215,11 +271,10 @@ class ManagedNode:
         try:
             process = await self.hub.machine.start(self.spec, self.hub.desk.wanted.document)
             self.show_certificate()  # somebody may have given it another meanwhile
-        except DistsecError as error:
-            self._start_failed(start_failed(error))
         except Exception as error:
-            self.hub.note("error", "start failed unexpectedly", node=self.name, error=repr(error))
-            self._start_failed(life.StartFailed(f"unexpected {type(error).__name__}", lasting=False))
+            if unforeseen(error):
+                self.hub.note("error", "start failed unexpectedly", node=self.name, error=repr(error))
+            self._start_failed(start_failed(error))
         else:
             self._take(process, launched)
             self.feed(life.ProcessStarted(process.pid))
@@ -235,14 +290,14 @@ class ManagedNode:
             self.hub.starts.release()
 
     def _take(self, process: Process, launched: NodeSpec) -> None:
-        self.process, self._launched = process, launched
+        self.process, self.launched = process, launched
         self.hub.spawn(self._watch(process), f"watch {self.name}")
 
     async def _watch(self, process: Process) -> None:
         ended = await process.wait()
         self._look_for_refusal()
         if self.process is process:  # whatever the table makes of it: nobody is that process any more
-            self.process = self._beam = None
+            self.process = self.acceptance.beam = None
         code = -ended.signal if ended.signal is not None else ended.code
         self.feed(life.ProcessExited(process.pid, code))
 
@@ -283,99 +338,33 @@ class ManagedNode:
                 self.observed.ended()
                 self.hub.memory.gone(self.name)
         self.hub.metrics.set_node_state(self.name, self.status.state)
+        self.hub.metrics.set_guard_missing(self.name, self.status.why is life.Why.CARRIER_NOT_IN_FORCE)
         self.hub.metrics.set_agent(self.name, self.status.agent)
         self.hub.changed()
         for future in tuple(self._changed):
             if not future.done():
                 future.set_result(None)
 
-    # ---- the proof
-
-    async def _prove(self, attempt: int) -> None:
-        try:
-            verdict = await self._judge()
-        except (DistsecError, OSError) as error:
-            verdict = Verdict(Judgement.UNCLEAR, str(error))
-        except Exception as error:
-            self.hub.note("error", "proof failed unexpectedly", node=self.name, error=repr(error))
-            verdict = Verdict(Judgement.UNCLEAR, f"unexpected {type(error).__name__}")
-        match verdict.judgement:
-            case Judgement.PROVEN:
-                self.feed(life.GuardProven(attempt))
-            case Judgement.UNCLEAR:
-                self.feed(life.GuardUnclear(attempt, verdict.what, verdict.unanswered))
-            case Judgement.DISPROVEN:
-                self.feed(life.GuardDisproven(attempt, verdict.what))
-
-    async def _judge(self) -> Verdict:
-        """A fresh snapshot, the sockets as the kernel has them, and the port as a stranger finds it."""
-        process, beam = self.process, self.server.pid
-        if process is None or beam is None:
-            return Verdict(Judgement.UNCLEAR, "no hello from its agent")
-        reply = await self.server.command(Command.STATUS, {}, COMMAND_SECONDS)
-        snapshot: Snapshot = reply.fields["snapshot"]
-        self._listener.show(snapshot)
-        wanted = self.hub.desk.wanted
-        if snapshot.policy_digest != wanted.digest and not self.hub.desk.busy:
-            pushed = await self.hub.desk.push(self)
-            snapshot = replace(snapshot, policy_digest=pushed.fields["digest"])
-            wanted = self.hub.desk.wanted
-        listeners = await asyncio.to_thread(process.listeners)
-        expected = self.hub.machine.expected(self._launched, wanted.digest)
-        verdict = judge(expected, snapshot, listeners, beam)
-        if verdict.judgement is not Judgement.PROVEN:
-            return verdict
-        seen = await self.hub.machine.probe(self._launched, self._knocked)
-        self.hub.renewal.saw(self, seen.certificate)
-        return judge_probe(self.hub.spec.carrier, seen)
+    # ---- what is seen from outside
 
     async def served(self) -> ProbeResult:
-        """What its port shows to whoever connects, as we do."""
-        return await self.hub.machine.served(self._launched, self._knocked)
+        """See Proving.served."""
+        return await self._proving.served()
 
     async def shown(self, pair: Pair) -> Witnessed:
-        """What becomes of whoever shows it the certificate of `pair`, which it is to refuse."""
-        loop = asyncio.get_running_loop()
-        return await self.hub.machine.show_certificate(
-            self._launched, pair, lambda address: self.observed.showed_a_witness(address, loop.time())
-        )
-
-    def _knocked(self, address: str) -> None:
-        self.observed.knocked(address, asyncio.get_running_loop().time())
+        """See Proving.shown."""
+        return await self._proving.shown(pair)
 
     # ---- its agent
 
-    def accept_peer(self, pid: int, uid: int) -> bool:
-        """Whether that process may be this node's agent: below what was started, and later the very same.
-
-        An external VM is watched itself, so that what is below it is of the node, but never its agent.
-        """
-        process = self.process
-        if self.status.rules.external:
-            if process is None:
-                return uid == os.geteuid()
-            return pid == process.pid and process.contains(pid)
-        if process is None or not process.contains(pid):
-            return False
-        if self._beam is not None and self.hub.machine.start_time(self._beam[0]) == self._beam[1]:
-            return pid == self._beam[0]
-        return True
-
     def take_hello(self, pid: int, started: int) -> bool:
-        """Its agent says hello from that VM. False: it is gone already."""
-        self._beam = (pid, started)
-        if self.status.rules.external and self.process is None:
-            try:
-                self._take(self.hub.machine.watch(pid), self._as_configured())
-            except DistsecError:
-                self._beam = None
-                return False
-        return True
+        """See Acceptance.take_hello."""
+        return self.acceptance.take_hello(pid, started)
 
     def applied(self, generation: int, digest: str) -> None:
         """It has acknowledged that policy."""
         self.observed.applied(generation, digest)
-        self._listener.show_policy()
+        self.listener.show_policy()
 
     def _as_configured(self) -> NodeSpec:
         """What a start of this moment is given, the port included."""

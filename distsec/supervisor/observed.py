@@ -92,7 +92,7 @@ class Observed:
             text = f"{event.missed} events of lane {event.lane} were dropped before they could be sent"
             self._lost(event.lane, text)
         if event.kind is EventKind.REFUSAL and self.echoes.absorbs(
-            event.direction, event.reason, event.address, now
+            event.sequence, event.direction, event.reason, event.address, now
         ):
             self._save_echoes(now)
             return
@@ -107,7 +107,10 @@ class Observed:
 
     def heartbeat(self, heartbeat: Heartbeat, now: float) -> bool:
         """Takes over its counts. True: its links are others than are known here; ask for a snapshot."""
-        self._refusals = self.echoes.taken_off(heartbeat.refusals, now)
+        told, before = self.echoes.taken_off(heartbeat.refusals, now), self._refusals
+        self._refusals = {
+            key: max(told.get(key, 0), before.get(key, 0)) for key in told.keys() | before.keys()
+        }
         if self.launch is not None:
             self._metrics.heartbeat(self.name, self.launch, replace(heartbeat, refusals=self._refusals))
         for lane, dropped in heartbeat.dropped.items():

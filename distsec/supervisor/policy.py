@@ -19,13 +19,14 @@ from distsec.beam.messages import Reply
 from distsec.core import rollback, rollout
 from distsec.core.rollout import Content
 from distsec.core.wanted import Overlay, Taint, is_trusted, known_identities, listed_names, wanted_policy
-from distsec.errors import DistsecError, NotAcknowledged, NotFound, UsageError
+from distsec.errors import DistsecError, NotAcknowledged, NotFound, StoreError, UsageError
 from distsec.model.cluster import ClusterSpec
 from distsec.model.identities import canonical_identity, readable
 from distsec.model.names import NodeName, glob_matches
 from distsec.model.text import escape
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.pushing import Driver, Spawn, Target, Wanted, nothing
+from distsec.supervisor.undecided import Undecided
 
 CLOCK_SLACK_SECONDS = 3600.0
 """A clock that goes back by less is set right now and then."""
@@ -52,8 +53,10 @@ class PolicyDesk:
         self._now = now
         self.notes: tuple[str, ...] = ()
         """What was wrong with the overlay that was found: to be told once everything is there to tell it."""
-        self.rolled_back: str | None = None
-        """Why the overlay may lack what was decided; until the operator has decided something since."""
+        self.undecided = Undecided(machine.records)
+        """Why the overlay may lack what was decided."""
+        self.stays: str | None = None
+        """Why the policy is still the one of the orchestrator before; None: it is not."""
         self._machine = machine
         self._targets = targets
         self._driver = Driver(self, machine, targets, spawn)
@@ -62,7 +65,8 @@ class PolicyDesk:
         # A generation of its own for each orchestrator: what an earlier one pushed last is not known, only
         # that it is not above what was saved (core.rollout, 2).
         overlay, self.notes = rollback.lifted(machine.load_overlay(), machine.records.found(spec))
-        self.rolled_back = "; ".join(self.notes) or None
+        self._found = overlay
+        self.undecided.add(self.notes)
         if overlay.issued_at > now() + CLOCK_SLACK_SECONDS:
             ahead = f"{overlay.issued_at - now():.0f} s"
             self.notes += (f"the clock was set back: the last policy was issued {ahead} from now",)
@@ -73,15 +77,29 @@ class PolicyDesk:
     def save_first(self) -> None:
         """Saves that generation before anybody is told of it; not before, so that an orchestrator that cannot
         start (a port in use, no `erl`) leaves the disk as it was. Blocks; for a thread.
+
+        Where it cannot be saved the one before does, if it is in the files of all nodes as the configuration
+        would have it now: then it is the only policy of that generation that anybody was ever told of.
         """
         with self._disk:
-            if not self.saved:
+            if self.saved:
+                return
+            try:
+                self.undecided.save()
                 self._machine.save_overlay(self.wanted.overlay)
-                self.saved = True
+            except StoreError as error:
+                kept = self._issued(self._found)
+                nodes = [target.spec for target in self._targets().values()]
+                if not nodes or not all(self._machine.records.holds(node, kept.document) for node in nodes):
+                    raise
+                self.wanted = kept
+                self.stays = str(error)
+            self.saved = True
 
     def save(self, overlay: Overlay) -> None:
         """Blocks; for a thread. A first save that is still under way comes before it, and none after it."""
         with self._disk:
+            self.undecided.save()
             self._machine.save_overlay(overlay)
             self.saved = True
 
@@ -99,7 +117,9 @@ class PolicyDesk:
         return self._driver.busy
 
     async def push(self, target: Target, seconds: float = PUSH_SECONDS) -> Reply:
-        """Sends the wanted policy to one node. Raises AgentCommandFailed."""
+        """Sends the wanted policy to one node. Raises AgentCommandFailed, StoreError."""
+        if not self.saved:
+            await asyncio.to_thread(self.save_first)  # and only then is it known which it is
         return await self._driver.send(target, self.wanted, seconds)
 
     def node_gone(self, name: str) -> None:
@@ -274,7 +294,9 @@ class PolicyDesk:
 
     def _make(self, overlay: Overlay, prepared: frozenset[str] = frozenset()) -> Wanted:
         # Certificates are judged at the time of the policy at least: it never goes back.
-        overlay = replace(overlay, issued_at=max(int(self._now()), overlay.issued_at))
+        return self._issued(replace(overlay, issued_at=max(int(self._now()), overlay.issued_at)), prepared)
+
+    def _issued(self, overlay: Overlay, prepared: frozenset[str] = frozenset()) -> Wanted:
         policy = wanted_policy(self.spec, overlay, self._machine.ports, overlay.issued_at, prepared)
         document = self._machine.document(policy)
         labels = (*listed_names(self.spec, overlay), *(rule.pattern for rule in policy.rules))

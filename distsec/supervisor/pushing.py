@@ -136,6 +136,7 @@ class Driver:
                             for name in names:
                                 task = self._ask(name, self._desk.wanted, events, deadline)
                                 self._spawn(task, f"push to {name}")
+                            state, _ = rollout.step(state, rollout.Asked(), loop.time())
                         case rollout.Finish():
                             if failure is not None:
                                 raise failure

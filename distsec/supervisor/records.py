@@ -9,7 +9,7 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from distsec.beam import provision
@@ -30,6 +30,8 @@ from distsec.pki.ledger import serials_of
 from distsec.pki.signing import PolicySigner
 from distsec.pki.store import Store
 from distsec.pki.trust import trusted_authorities
+from distsec.supervisor.stops import read_stops, write_stops
+from distsec.supervisor.undecided import read_rolled_back, write_rolled_back
 
 
 class Secrets(Protocol):
@@ -49,6 +51,7 @@ class Records(Protocol):
     def cookies(self) -> Secrets: ...
     def write_cookies(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay) -> None: ...
     def found(self, spec: ClusterSpec) -> tuple[Found, ...]: ...
+    def holds(self, node: NodeSpec, document: bytes) -> bool: ...
     def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered: ...
     def rekey(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay, document: bytes) -> None: ...
     def listened_on(self, address: str, port: int) -> bool: ...
@@ -59,6 +62,10 @@ class Records(Protocol):
     def given(self, node: NodeSpec) -> frozenset[str]: ...
     def load_contacts(self) -> ContactBook: ...
     def save_contacts(self, content: bytes) -> None: ...
+    def stops(self) -> frozenset[str]: ...
+    def save_stops(self, names: Collection[str]) -> None: ...
+    def rolled_back(self) -> tuple[str, ...]: ...
+    def save_rolled_back(self, notes: Iterable[str]) -> None: ...
 
 
 class StateRecords:
@@ -76,6 +83,10 @@ class StateRecords:
     def found(self, spec: ClusterSpec) -> tuple[Found, ...]:
         """What each node's directory says of generations. What cannot be read there is no proof of any."""
         return tuple(Found(str(node.name), self._signed(spec, node), self._mark(node)) for node in spec.nodes)
+
+    def holds(self, node: NodeSpec, document: bytes) -> bool:
+        """Whether the policy in the directory of `node` is that one. Raises StoreError."""
+        return self._store.read(f"{provision.node_directory(node.name)}/policy.term") == document
 
     def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered:
         """What a policy of this cluster refuses. Raises StoreError unless our key has signed it."""
@@ -121,6 +132,22 @@ class StateRecords:
 
     def save_contacts(self, content: bytes) -> None:
         save_contacts(self._store, content)
+
+    def stops(self) -> frozenset[str]:
+        """See stops.read_stops."""
+        return read_stops(self._store)
+
+    def save_stops(self, names: Collection[str]) -> None:
+        """See stops.write_stops."""
+        write_stops(self._store, names)
+
+    def rolled_back(self) -> tuple[str, ...]:
+        """See undecided.read_rolled_back."""
+        return read_rolled_back(self._store)
+
+    def save_rolled_back(self, notes: Iterable[str]) -> None:
+        """See undecided.write_rolled_back."""
+        write_rolled_back(self._store, notes)
 
     def _signed(self, spec: ClusterSpec, node: NodeSpec) -> Recovered | None:
         relative = f"{provision.node_directory(node.name)}/policy.term"

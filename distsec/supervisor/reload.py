@@ -2,12 +2,14 @@
 
 In this order: read and check; complete the state directory; listen for the agents of added nodes; save the
 new policy. Whatever fails so far leaves everything as it was. From there on the new configuration is in
-force, and only now is anybody stopped; what fails then is told as applied in part, by what is not.
+force, and only now is anybody stopped; what fails then is told as applied in part, by what is not. Until then
+no phase of a rotation of the CA begins either, where nodes are added: they were given the files of this one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,9 +20,11 @@ from distsec.model.cluster import ClusterSpec, NodeSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.text import escape
 from distsec.observe.log import Logger, log_line
+from distsec.supervisor.ca_rotation import CaRotation
 from distsec.supervisor.difference import Difference, difference
 from distsec.supervisor.hub import Hub
 from distsec.supervisor.node import ManagedNode
+from distsec.supervisor.operation import Operation
 
 
 class AppliedInPart(CommandFailed):
@@ -31,6 +35,8 @@ class Cluster(Hub, Protocol):
     """What a reload needs of the supervisor."""
 
     nodes: dict[str, ManagedNode]
+    authority: CaRotation
+    operation: Operation
 
     @property
     def ending(self) -> bool: ...
@@ -46,7 +52,9 @@ def log_findings(logger: Logger, spec: ClusterSpec) -> None:
 
 
 class Reloader:
-    """One reload at a time. `reread` and `complete` are as the Supervisor has them."""
+    """One reload at a time, and none before all have begun: whoever starts them has a list of those of
+    before. `reread` and `complete` are as the Supervisor has them.
+    """
 
     def __init__(
         self,
@@ -62,14 +70,17 @@ class Reloader:
         self._lock = asyncio.Lock()
 
     async def reload(self) -> dict[str, Any]:
-        """Raises AppliedInPart, or another DistsecError: then nothing is changed."""
+        """Raises AppliedInPart, or another DistsecError: then nothing is changed. Both are events by then."""
+        await self._cluster.operation.begun.wait()
         async with self._lock:
             undone: list[str] = []
             try:
-                new, change = await self._next()
-                missing = await self._apply(new, change, undone)
+                self._cluster.operation.refuse_if_ending()
+                with contextlib.ExitStack() as joining:  # closed as soon as the added ones are nodes
+                    new, change = await self._next(joining)
+                    missing = await self._apply(new, change, undone, joining.close)
             except DistsecError as error:
-                detail = f"the old one stays in force: {error}"
+                detail = f"the old configuration stays in force: {error}"
                 self._publish(Severity.WARNING, "deny", "rejected", detail)
                 raise
             log_findings(self._logger, new)
@@ -97,7 +108,7 @@ class Reloader:
             "missing": missing,
         }
 
-    async def _next(self) -> tuple[ClusterSpec, Difference]:
+    async def _next(self, joining: contextlib.ExitStack) -> tuple[ClusterSpec, Difference]:
         """The configuration to go to; all that can be known to be wrong with it is found out here."""
         cluster, old = self._cluster, self._cluster.spec
         new = await asyncio.to_thread(self._reread)
@@ -107,11 +118,18 @@ class Reloader:
         for name in change.added:
             if name in cluster.nodes:
                 raise Unavailable(f"{name} was removed and has not ended yet", do="try again when it has")
+        if change.added:
+            await cluster.authority.still.acquire()
+            joining.callback(cluster.authority.still.release)
         await asyncio.to_thread(self._complete, new)
         return new, change
 
-    async def _apply(self, new: ClusterSpec, change: Difference, undone: list[str]) -> list[str]:
-        """Fills `undone`, where it does not raise; returns who has not acknowledged the new policy."""
+    async def _apply(
+        self, new: ClusterSpec, change: Difference, undone: list[str], joined: Callable[[], object]
+    ) -> list[str]:
+        """Fills `undone`, where it does not raise; returns who has not acknowledged the new policy. Calls
+        `joined` when the added nodes are among the others.
+        """
         cluster, old = self._cluster, self._cluster.spec
         added: list[ManagedNode] = []
         try:
@@ -122,7 +140,7 @@ class Reloader:
                     await cluster.machine.preflight(spec)
                 added.append(ManagedNode(cluster, spec))
                 await added[-1].open()
-            missing = await self._commit(new, change, added, undone)
+            missing = await self._commit(new, change, added, undone, joined)
         except BaseException:
             if cluster.spec is not new:
                 cluster.machine.use(old)
@@ -135,17 +153,23 @@ class Reloader:
         return missing
 
     async def _commit(
-        self, new: ClusterSpec, change: Difference, added: list[ManagedNode], undone: list[str]
+        self,
+        new: ClusterSpec,
+        change: Difference,
+        added: list[ManagedNode],
+        undone: list[str],
+        joined: Callable[[], object],
     ) -> list[str]:
         """Raises only as long as `new` is not in force."""
-        if self._cluster.ending:
-            raise Unavailable("the orchestrator is ending")
+        self._cluster.operation.refuse_if_ending()
 
         def take_over() -> None:
             if self._cluster.spec is not new:
                 self._take_over(new, added)
+                joined()
 
-        if not (change.policy_changed or change.newly_allowed):
+        # Of an earlier reload somebody may not have acknowledged who is new: once more is how to ask again.
+        if not (change.policy_changed or change.newly_allowed or self._cluster.desk.wanted.prepared):
             self._cluster.desk.spec = new
             take_over()
             return []

@@ -56,6 +56,7 @@ class Renewal:
         self._ca_watch = Watch()
         self._catching: set[str] = set()  # nodes that are being told of what is installed for them
         self._stale: frozenset[str] = frozenset()
+        self._proving: set[str] = set()  # nodes whose links are being proven again
         self._busy = False  # with renewals that nobody has asked for
 
     # ---- what the supervisor and its other parts call
@@ -126,6 +127,11 @@ class Renewal:
         outcomes = await self._renew(nodes, lambda node: None, cause)
         return {outcome.name: outcome for outcome in outcomes}
 
+    def installed(self, name: str) -> str | None:
+        """The serial that the node is to show, as far as it is known."""
+        life = self._serving.lives.get(name)
+        return None if life is None else life.serial
+
     def saw(self, node: ManagedNode, shown: Certificate | None) -> None:
         """Its port has shown that certificate. What it should show may have been installed while it, or we,
         were not there to tell.
@@ -166,7 +172,11 @@ class Renewal:
     async def _read_all(self) -> None:
         cluster = self._cluster
         for node in tuple(cluster.nodes.values()):
-            if await self.reread(node):
+            if self._serving.is_held(node.name):
+                continue  # whoever is at it tells of what it installs
+            async with self.holding([node.name]):
+                another = await self.reread(node)
+            if another:
                 cluster.spawn(self._catch_up(node.name), f"certificate of {node.name}")
         for name in self._serving.lives.keys() - cluster.nodes.keys():
             self._serving.forget(name)
@@ -244,15 +254,20 @@ class Renewal:
             and link.peer in cluster.nodes
             and cluster.nodes[link.peer].status.agent
         )
-        again, self._stale = stale & self._stale, stale
+        again, self._stale = stale & self._stale - self._proving, stale
         if again:
             cluster.spawn(self._prove_again(again), "links")
 
-    async def _prove_again(self, names: Iterable[str]) -> None:
-        async with self._serving.holding(names):
-            lives = {name: self._serving.lives.get(name) for name in sorted(names)}
-            serials = {name: life.serial for name, life in lives.items() if life is not None}
-            await link_proof.prove(self._cluster, serials)
+    async def _prove_again(self, names: frozenset[str]) -> None:
+        """One at a time of each: a node may say for ever that its link has an old proof, and not answer."""
+        self._proving |= names
+        try:
+            async with self._serving.holding(names):
+                lives = {name: self._serving.lives.get(name) for name in sorted(names)}
+                serials = {name: life.serial for name, life in lives.items() if life is not None}
+                await link_proof.prove(self._cluster, serials)
+        finally:
+            self._proving -= names
 
     async def _catch_up(self, name: str) -> None:
         if name in self._catching or name not in self._cluster.nodes:

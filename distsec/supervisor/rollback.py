@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from distsec.beam.link import AgentCommandFailed
 from distsec.beam.messages import Command
@@ -39,6 +39,7 @@ class Cluster(Protocol):
 
     @property
     def desk(self) -> PolicyDesk: ...
+    def note(self, level: str, text: str, **fields: Any) -> None: ...
 
 
 class RollbackWatch:
@@ -53,6 +54,18 @@ class RollbackWatch:
         """What the desk has found on the disk."""
         for note in self._cluster.desk.notes:
             self._tell("", Severity.CRITICAL, "overlay_rolled_back", note)
+
+    async def decided(self, seen: tuple[str, ...]) -> None:
+        """The operator has decided, and could see those of the desk's notes."""
+        if not seen:
+            return
+        undecided = self._cluster.desk.undecided
+        undecided.settle(seen)
+        try:
+            await asyncio.to_thread(undecided.save)
+        except DistsecError as error:
+            text = "that the policy went back is shown again after the next start"
+            self._cluster.note("warning", text, error=str(error))
 
     def restarted(self, name: str, before: int | None, now: int | None) -> None:
         """A node says hello with generation `now`, and had acknowledged `before`."""
@@ -105,7 +118,7 @@ class RollbackWatch:
             return lifted(below(overlay), found)[0]
 
         _, notes = lifted(below(desk.wanted.overlay), found)
-        desk.rolled_back = "; ".join(notes) or desk.rolled_back
+        desk.undecided.add(notes)  # saved with what goes on above it
         for note in notes:
             self._tell(node.name, Severity.CRITICAL, "overlay_rolled_back", note)
         try:

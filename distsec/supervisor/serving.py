@@ -101,6 +101,9 @@ class Serving:
                 await stack.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
             yield
 
+    def is_held(self, name: str) -> bool:
+        return name in self._locks and self._locks[name].locked()
+
     async def reread(self, node: ManagedNode) -> bool:
         """Looks at what is installed for it. True: it is another certificate than was known."""
         try:
@@ -152,6 +155,8 @@ class Serving:
         """Has the node read it, and sees that its port shows it. Raises DistsecError, OSError."""
         if not node.status.agent:
             raise CommandFailed("its agent is not connected; it is told as soon as it is")
+        # A command that is nobody but the orchestrator's user cannot hand over what it has installed.
+        await asyncio.to_thread(node.hub.machine.users.entrust, node.spec)
         reply = await node.server.command(Command.RELOAD, {}, RELOAD_SECONDS)
         said = reply.fields["served"].serial
         if said != serial:

@@ -1,4 +1,5 @@
-"""Operators' shells: prepared, announced to their node, watched to their end, and all of it on record.
+"""Operators' shells, and the tools of applications (`distsec exec`): prepared, announced to their node,
+watched to their end, and all of it on record.
 
 A shell is the process that asked for it: it turns into an Erlang VM of its own. So the orchestrator watches
 that process, and however it ends (it may be killed) its key goes and its node forgets it. Where the
@@ -24,6 +25,8 @@ from distsec.core.wanted import Overlay
 from distsec.errors import CommandFailed, DistsecError, NotFound, Unavailable
 from distsec.model.cluster import ClusterSpec, NodeSpec, NodeState
 from distsec.model.events import EventType, SecurityEvent, Severity
+from distsec.model.names import glob_matches
+from distsec.model.policy import Verdict
 from distsec.model.shells import (
     ATTACH_SECONDS,
     NAMES,
@@ -32,15 +35,19 @@ from distsec.model.shells import (
     shell_name,
     shell_pattern,
     shell_patterns,
+    tool_patterns,
 )
 from distsec.model.text import escape
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
 from distsec.supervisor.listening import COMMAND_SECONDS
 from distsec.supervisor.node import ManagedNode
+from distsec.supervisor.tools import Tools, described
 
 MAX_SHELLS_OF_A_NODE = 32
 """distsec_shells.erl takes twice as many, so that one that is about to be forgotten keeps nobody out."""
+
+_UNSEEN = "it was not seen to link with the node"
 
 LATE_EVENT_SECONDS = 3.0
 """The node tells of a link when it knows all of it; a short shell may have ended before that."""
@@ -76,6 +83,7 @@ class _Open:
     record: ShellRecord
     handle: int
     since: float | None = None
+    peer: str | None = None  # of a tool the name that it came under first
     address: str | None = None
     attached: asyncio.Event = field(default_factory=asyncio.Event)
     prepared: asyncio.Event = field(default_factory=asyncio.Event)  # or given up: nothing is made any more
@@ -88,6 +96,7 @@ class Shells:
         self._cluster = cluster
         self._place = place
         self._open: dict[str, _Open] = {}  # by token
+        self._tools = Tools(cluster)
         self._next = secrets.randbelow(NAMES)  # where an orchestrator before this one stopped is not known
 
     # ---- life
@@ -114,7 +123,10 @@ class Shells:
             if handle is not None:
                 os.close(handle)
             self._place.remove_shell(record)
-            self._detached(record, None, "it ended while the orchestrator was away")
+            if record.program is not None:
+                self._tools.ended_meanwhile(record)
+            said = "it ended while the orchestrator was away"
+            self._publish(EventType.SHELL_DETACHED, record, detail=said)
 
     def close(self) -> None:
         """Stops watching; the shells go on."""
@@ -131,12 +143,21 @@ class Shells:
         Raises NotFound, CommandFailed (the node does not run, is denied, …), Unavailable, StoreError,
         RuntimeMissing.
         """
-        node = self._usable(name)
+        return await self._prepare(self._usable(name), operator, None)
+
+    async def open_tool(self, name: str, operator: Operator, program: str) -> dict[str, Any]:
+        """The same for a tool of an application, `program`: it makes up its own names, and may link with the
+        managed nodes that `name` is linked with too, since whoever runs code there may.
+        """
+        return await self._prepare(self._usable(name), operator, program)
+
+    async def _prepare(self, node: ManagedNode, operator: Operator, program: str | None) -> dict[str, Any]:
         handle = _open_process(operator.pid)
         start_time = self._place.start_time(operator.pid)
         if handle is None or start_time is None:
             raise Unavailable("the process that asked for the shell has ended")
-        record = self._begin(node, operator, start_time)
+        begun = self._begin(node, operator, start_time)
+        record = begun if program is None else self._tools.begin(begun, node, program)
         each = _Open(record, handle)
         try:
             self._watch(each)  # first: from here on its end is noticed
@@ -150,7 +171,7 @@ class Shells:
             raise
         finally:
             each.prepared.set()
-        return {"node": name, "shell": record.name, **answer}
+        return {"node": node.name, "shell": record.name, **answer}
 
     def _usable(self, name: str) -> ManagedNode:
         node = self._cluster.nodes.get(name)
@@ -208,6 +229,9 @@ class Shells:
 
     async def _announce(self, node: ManagedNode, record: ShellRecord) -> None:
         """From here on the node admits it."""
+        if record.program is not None:
+            await self._tools.announce(record)
+            return
         fields: dict[str, Argument] = {
             "name": record.name,
             "identity": record.identity,
@@ -225,20 +249,40 @@ class Shells:
     # ---- what becomes of them
 
     def event(self, event: SecurityEvent) -> None:
-        """A subscriber of the bus: links that come up."""
+        """A subscriber of the bus: links that come up; what tools' nodes have to be told."""
+        if event.type is EventType.AGENT_CONNECTED:
+            self._tools.connected(event.node, self._running())
+        if event.type is EventType.POLICY_CHANGED and event.result == Verdict.DENY and event.peer is not None:
+            self._tools.denied(event.peer, [each.record for each in self._open.values() if each.handle >= 0])
         if event.type is not EventType.LINK_UP or event.peer is None:
             return
         for each in self._open.values():
-            if each.record.name == event.peer and each.record.node == event.node:
-                self._attach(each, event.address)
+            if each.record.node == event.node and self._is_of(each.record, event):
+                self._attach(each, event)
 
-    def _attach(self, each: _Open, address: str | None) -> None:
+    def tick(self, now: float) -> None:
+        """Once a second; `now` is of the loop's clock."""
+        self._tools.tick(now, self._running())
+
+    def _running(self) -> list[ShellRecord]:
+        """Of those whose process has ended, only the last report may still be awaited."""
+        return [each.record for each in self._open.values() if each.prepared.is_set() and each.handle >= 0]
+
+    def _is_of(self, record: ShellRecord, event: SecurityEvent) -> bool:
+        """Whether that link is the shell's, or the tool's: by its certificate, or what there is without."""
+        if record.program is None:
+            return record.name == event.peer
+        if self._cluster.spec.carrier.encrypted:
+            return record.identity == event.identity
+        return event.peer is not None and glob_matches(record.name, event.peer)
+
+    def _attach(self, each: _Open, event: SecurityEvent) -> None:
         if each.attached.is_set():
             return
-        each.since, each.address = time.time(), address
+        each.since, each.peer, each.address = time.time(), event.peer, event.address
         each.attached.set()
         self._count(each.record.node)
-        self._publish(EventType.SHELL_ATTACHED, each.record, address=address)
+        self._publish(EventType.SHELL_ATTACHED, each.record, peer=each.peer, address=each.address)
 
     def _watch(self, each: _Open) -> None:
         self._open[each.record.token] = each
@@ -269,7 +313,9 @@ class Shells:
             return  # it came to nothing, and is cleared away
         await asyncio.to_thread(self._place.remove_shell, record)
         node = self._cluster.nodes.get(record.node)
-        if node is not None and node.status.agent:
+        if record.program is not None:
+            await self._tools.finished(record)
+        elif node is not None and node.status.agent:
             with contextlib.suppress(AgentCommandFailed):  # then it forgets it by itself
                 await node.server.command(Command.END_SHELL, {"name": record.name}, COMMAND_SECONDS)
         with contextlib.suppress(TimeoutError):
@@ -277,19 +323,22 @@ class Shells:
                 await each.attached.wait()
         lasted = None if each.since is None else max(0, round(ended_at - each.since))
         self._forget(record)
-        detail = None if each.attached.is_set() else "it was not seen to link with the node"
-        self._detached(record, lasted, detail, each.address)
-
-    def _detached(
-        self, record: ShellRecord, seconds: int | None, detail: str | None, address: str | None = None
-    ) -> None:
-        self._publish(EventType.SHELL_DETACHED, record, address=address, seconds=seconds, detail=detail)
+        detail = None if each.attached.is_set() else _UNSEEN
+        self._publish(
+            EventType.SHELL_DETACHED,
+            record,
+            peer=each.peer,
+            address=each.address,
+            seconds=lasted,
+            detail=detail,
+        )
 
     def _publish(
         self,
         type: EventType,
         record: ShellRecord,
         *,
+        peer: str | None = None,
         address: str | None = None,
         seconds: int | None = None,
         detail: str | None = None,
@@ -300,11 +349,11 @@ class Shells:
                 Severity.NOTICE,
                 record.node,
                 time.time(),
-                peer=record.name,
+                peer=peer or record.name,
                 address=address,
                 identity=record.identity if self._cluster.spec.carrier.encrypted else None,
-                rule=shell_pattern(record.name.partition("@")[2]),
-                detail=detail,
+                rule=_label(record),
+                detail=described(record, detail),
                 operator=str(record.operator),
                 seconds=seconds,
             )
@@ -317,6 +366,14 @@ class Shells:
     def labels(self) -> tuple[str, ...]:
         """What metrics may call a shell."""
         return shell_patterns(node.name for node in self._cluster.spec.nodes)
+
+    def tool_labels(self) -> tuple[str, ...]:
+        """What metrics may call a tool."""
+        return tool_patterns(node.name for node in self._cluster.spec.nodes)
+
+
+def _label(record: ShellRecord) -> str:
+    return record.name if record.program is not None else shell_pattern(record.name.partition("@")[2])
 
 
 def _open_process(pid: int) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from cryptography import x509
 
 from distsec.beam import provision, render
-from distsec.core import rotation
+from distsec.core import rotation_record
 from distsec.core.rotation import Ca, Phase, Rotation
 from distsec.errors import CaKeyUnavailable, StoreError
 from distsec.model.cluster import NodeSpec
@@ -75,7 +75,7 @@ class StateSuccession:
         """As it was saved."""
         fields = trust.standing(self._store).fields
         try:
-            return Rotation() if fields is None else rotation.from_fields(fields)
+            return Rotation() if fields is None else rotation_record.from_fields(fields)
         except (ValueError, KeyError, TypeError):
             raise StoreError(
                 "does not say how far the rotation of the CA has come",
@@ -92,7 +92,7 @@ class StateSuccession:
     def save(self, phase: Phase, now: float) -> None:
         """From now on `pki.trust` answers as that phase wants it."""
         with self._store.locked():  # not while somebody provisions by what is saved now
-            fields = rotation.to_fields(phase, int(now))
+            fields = rotation_record.to_fields(phase, int(now))
             self._store.write(trust.ROTATION_FILE, json.dumps(fields).encode() + b"\n")
 
     def create(self, cluster: str, now: float) -> None:

@@ -27,15 +27,18 @@ from distsec.observe.log import Logger, log_line
 from distsec.observe.metrics import Metrics
 from distsec.pki.crl import RevocationReason
 from distsec.supervisor import views
+from distsec.supervisor.adoption import Adoption
 from distsec.supervisor.ca_rotation import CaRotation
 from distsec.supervisor.clock import ClockWatch
 from distsec.supervisor.containment import Containment
 from distsec.supervisor.cookie_rotation import CookieRotator
 from distsec.supervisor.dropped import Drops
+from distsec.supervisor.fitness import find_unfit
 from distsec.supervisor.link_memory import LinkMemory
 from distsec.supervisor.machine import Machine
 from distsec.supervisor.node import ManagedNode
 from distsec.supervisor.operation import Operation
+from distsec.supervisor.persistence import persistently
 from distsec.supervisor.policy import PolicyDesk
 from distsec.supervisor.pushing import Wanted
 from distsec.supervisor.reload import Reloader
@@ -52,7 +55,8 @@ class Supervisor:
     """Belongs to one event loop; used within `async with supervisor.running()`.
 
     `reread()` loads the configuration anew, `complete(spec)` provisions what a new one needs; both raise
-    DistsecError; `place` is where shells are made. Every method that does says which DistsecError it raises.
+    DistsecError; `place` is where shells are made; `beat` is called in each round of the loop that supervises
+    the nodes, and from nowhere else. Every method that does says which DistsecError it raises.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class Supervisor:
         reread: Callable[[], ClusterSpec],
         complete: Callable[[ClusterSpec], object],
         place: Place,
+        beat: Callable[[], object] = lambda: None,
     ) -> None:
         self.spec = spec
+        self._beat = beat
         self.machine = machine
         self.bus = bus
         self.metrics = metrics
@@ -84,6 +90,7 @@ class Supervisor:
         self.renewal = Renewal(self, self._clock)
         self.authority = CaRotation(self, self.renewal, self._revocation.lists.changed)
         self.operation = Operation(self)
+        self._adoption = Adoption(self)
         self._logger = logger
         self._reloader = Reloader(self, logger, reread, complete)
         self.shells = Shells(self, place)
@@ -99,18 +106,20 @@ class Supervisor:
     async def running(self) -> AsyncIterator[None]:
         """Adopts what runs, starts the rest, and lets go of all at the end: nodes go on (see `stop_all`).
 
-        Raises DistsecError, with nothing started, where a node could not be started at all.
+        Raises DistsecError, with nothing started: see `find_unfit`, and what else all nodes need.
         """
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
                 await self._begin()
-                self.spawn(self._housekeeping(), "housekeeping")
-                self.spawn(self._containment.run(), "containment")
-                self.spawn(self.renewal.run(), "renewal")
-                self.spawn(Drops(self, self.renewal).run(), "dropped files")
-                self.spawn(self._revocation.lists.run(), "revocation lists")
-                self.spawn(self.authority.run(), "rotation of the CA")
+                self.operation.begun.set()
+                # Of the loop that the watchdog asks for no error is passed over that lasts.
+                self._keep(self._housekeeping, "housekeeping", only_shortages=True)
+                self._keep(self._containment.run, "containment")
+                self._keep(self.renewal.run, "renewal")
+                self._keep(Drops(self, self.renewal).run, "dropped files")
+                self._keep(self._revocation.lists.run, "revocation lists")
+                self._keep(self.authority.run, "rotation of the CA")
                 yield
             finally:
                 await self._let_go()
@@ -147,11 +156,22 @@ class Supervisor:
         self.shells.restore()
         to_start = [node for node in self.nodes.values() if not await node.adopt()]
         to_start = [node for node in to_start if node.spec.command and self.startable(node.name) is None]
-        for node in to_start:
-            await self.machine.preflight(node.spec)
+        stopped = [node for node in self.nodes.values() if node.name in self.operation.stops]
+        to_start = [node for node in to_start if node not in stopped]
+        occupied = [node for node in to_start if await self._adoption.is_occupied(node)]
+        to_start = [node for node in to_start if node not in occupied]
+        unfit = await find_unfit(self.machine, [node.spec for node in to_start], len(self.nodes), self.note)
         await asyncio.to_thread(self._desk.write_files)
+        if self._desk.stays is not None:
+            self.note("warning", "the policy stays the one of before", error=self._desk.stays)
+            self._new_policy(self._desk.wanted)
         for node in to_start:
-            node.feed(life.StartRequested())
+            why = unfit.get(node.name)
+            node.feed(life.StartRequested() if why is None else life.FoundUnfit(why))
+        for node in stopped:  # also one whose stop was interrupted
+            node.feed(life.StopRequested())
+        for node in occupied:
+            self.spawn(self._adoption.at_start(node), f"adoption of {node.name}")
 
     async def _let_go(self) -> None:
         self._released = True
@@ -166,17 +186,22 @@ class Supervisor:
     async def _housekeeping(self) -> None:
         ticks = 0
         while True:
+            self._beat()
             await asyncio.sleep(TICK_SECONDS)
             ticks += 1
             self._clock.tick()
             for node in tuple(self.nodes.values()):
                 node.tick()
+                await node.mend()
             self.memory.tick()
+            self.shells.tick(asyncio.get_running_loop().time())
+            self.metrics.set_tainted(views.tainted_names(self.desk.wanted.overlay))
             with contextlib.suppress(DistsecError):  # tried again in a second
                 await self.desk.settle()
             if ticks % ROTATE_EVERY_TICKS == 0:
                 for node in tuple(self.nodes.values()):
                     await self._rotate(node)
+                    self._beat()
 
     async def _rotate(self, node: ManagedNode) -> None:
         try:
@@ -219,6 +244,9 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: work.close())  # where the end came before it began
 
+    def _keep(self, run: Callable[[], Awaitable[None]], name: str, *, only_shortages: bool = False) -> None:
+        self.spawn(persistently(run, name, self.note, only_shortages=only_shortages), name)
+
     async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:
         try:
             await work
@@ -238,10 +266,10 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """The document of `distsec status --json`."""
         now = asyncio.get_running_loop().time()
-        nodes, rolled_back = self.nodes.values(), self.desk.rolled_back
-        authority = self.renewal.authority()
+        nodes, rolled_back = self.nodes.values(), self.desk.undecided.text
+        authority, unserved = self.renewal.authority(), self.metrics.unserved
         document = views.status_document(
-            self.spec, self.desk.wanted, nodes, self._user, now, rolled_back, authority
+            self.spec, self.desk.wanted, nodes, self._user, now, rolled_back, authority, unserved
         )
         return {**document, "ca_rotation": self.authority.document()}
 
@@ -260,6 +288,12 @@ class Supervisor:
     async def restart(self, names: list[str]) -> None:
         """See Operation.restart."""
         await self.operation.restart(names)
+
+    async def adopt(self, name: str, pid: int | None, seconds: float | None) -> dict[str, Any]:
+        """See Adoption.adopt. Raises NotFound too."""
+        self.operation.refuse_if_ending()
+        taken = await self._adoption.adopt(name, self.operation.named(name), pid, seconds)
+        return {"node": name, "pid": taken.pid, "command": taken.command}
 
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
         """See PolicyDesk.allow. UsageError where `identity` would lock out a node that is managed here."""
@@ -310,13 +344,15 @@ class Supervisor:
         reason: str | None = None,
     ) -> dict[str, Any]:
         """Does it, and has it on record who was to be let in or kept out, and how that ended."""
-        ended = "not done"
+        ended, seen = "not done", self.desk.undecided.notes
         try:
             answer = await change
             ended = f"policy generation {answer['generation']}"
-            self.desk.rolled_back = None  # the operator has seen what there is, and decided
+            await self.rollbacks.decided(seen)
         except NotAcknowledged as error:
             ended = str(error)
+            if verdict is Verdict.DENY:  # it is kept, whoever has not said so yet
+                await self.rollbacks.decided(seen)
             raise
         finally:
             self.bus.publish(
@@ -339,6 +375,11 @@ class Supervisor:
         self.operation.refuse_if_ending()
         return await self.shells.open(name, operator)
 
+    async def tool(self, name: str, operator: Operator, program: str) -> dict[str, Any]:
+        """See Shells.open_tool."""
+        self.operation.refuse_if_ending()
+        return await self.shells.open_tool(name, operator, program)
+
     @property
     def overlay(self) -> Overlay:
         return self.desk.wanted.overlay
@@ -347,13 +388,12 @@ class Supervisor:
         """Re-reads the configuration and applies the difference; denials come first.
 
         Raises DistsecError, having changed nothing, where the new one cannot be taken; AppliedInPart where
-        something fails afterwards.
+        something fails afterwards. Either way it is an event already.
         """
-        self.operation.refuse_if_ending()
         return await self._reloader.reload()
 
     def _new_policy(self, wanted: Wanted) -> None:
         self._revocation.lists.changed()
-        self.metrics.set_listed((*wanted.labels, *self.shells.labels()))
+        self.metrics.set_listed((*wanted.labels, *self.shells.labels()), self.shells.tool_labels())
         for node in self.nodes.values():
             self.metrics.set_policy(node.name, wanted.generation, node.observed.generation)

@@ -27,9 +27,11 @@ def status_document(
     now: float,
     rolled_back: str | None = None,
     authority: dict[str, Any] | None = None,
+    unserved: str | None = None,
 ) -> dict[str, Any]:
-    """The answer to `status`. `wanted`: the policy that all are to have; `user`: who they run as; `now`:
-    loop time; `rolled_back`: why `wanted` may lack what was decided; `authority`: the CA's certificate.
+    """The answer to `status`. `wanted`: the policy that all are to have; `user`: ours, for those without one;
+    `now`: loop time; `rolled_back`: why `wanted` may lack what was decided; `authority`: the CA's
+    certificate; `unserved`: why there are no metrics.
     """
     nodes = list(nodes)
     refusals: Counter[tuple[str, str, str]] = Counter()
@@ -41,11 +43,21 @@ def status_document(
         "cluster": spec.name,
         "mode": str(spec.mode),
         "carrier": str(spec.carrier),
-        "healthy": rolled_back is None and all(is_well(node, wanted) for node in nodes),
+        "healthy": rolled_back is None and unserved is None and all(is_well(node, wanted) for node in nodes),
         "violation": any(is_violation(node) for node in nodes),
         "policy_generation": wanted.generation,
         "policy_rolled_back": rolled_back,
+        "metrics_problem": unserved,
         "authority": authority,
+        "hosts": [
+            {
+                "host": host.name,
+                "serial": host.serial,
+                "issued_at": host.issued_at,
+                "nodes": [str(node.name) for node in host.nodes],
+            }
+            for host in spec.hosts
+        ],
         "tainted_elsewhere": [
             taint.name for taint in wanted.overlay.tainted if taint.stage is TaintStage.ELSEWHERE
         ],
@@ -86,6 +98,11 @@ def is_violation(node: ManagedNode) -> bool:
     )
 
 
+def tainted_names(overlay: Overlay) -> set[str]:
+    """Which nodes may still run what a compromised one left behind: neither re-keyed and back, nor held."""
+    return {taint.name for taint in overlay.tainted if taint.stage is not TaintStage.HELD}
+
+
 def is_revoked(node: ManagedNode, overlay: Overlay) -> bool:
     """Whether its own certificate is: then nobody links with it."""
     certificate = node.certificate
@@ -113,7 +130,7 @@ def node_document(node: ManagedNode, overlay: Overlay, user: str, now: float) ->
         "detail": escape(status.detail, 1024) or None,
         "guard": "proven" if status.proven else "unproven",
         "pid": status.pid,
-        "user": user,  # whatever the configuration names: that is not enforced
+        "user": node.user or user,
         "otp": otp,
         "support": _support(otp),
         "uptime_seconds": int(now - status.started) if status.started is not None else None,

@@ -6,6 +6,7 @@
 
 -define(TLS_MS, 5000).
 -define(HANDOVER_MS, 10000).
+-define(TURN_MS, 20).
 -define(FIRST_BACKOFF_MS, 20).
 -define(LONGEST_BACKOFF_MS, 1000).
 -define(TELL_EVERY_MS, 60000).
@@ -97,7 +98,32 @@ wait(Family, Kernel) ->
     end.
 
 handshake(Id, Socket, Family, Kernel) ->
-    case distsec_tls:accept(Socket, #{attempt => Id}, ?TLS_MS) of
+    Until = erlang:monotonic_time(millisecond) + ?TLS_MS,
+    case turn(Id, Until) of
+        dropped -> gen_tcp:close(Socket);
+        late ->
+            distsec_attempts:refuse(Id, handshake_timeout, #{detail => <<"ssl is overloaded">>}),
+            gen_tcp:close(Socket);
+        {turn, Left} -> handshake(Id, Socket, Family, Kernel, Left)
+    end.
+
+%% While ssl is behind, who came waits here: within our bounds of half-open handshakes, and gone as soon
+%% as it gives way. What ssl was once asked for it does, for whoever has gone long since, too.
+turn(Id, Until) ->
+    Left = Until - erlang:monotonic_time(millisecond),
+    case distsec_tls:is_behind() of
+        false when Left > 0 -> {turn, Left};
+        _ when Left =< 0 -> late;
+        true ->
+            receive after ?TURN_MS -> ok end,
+            case distsec_attempts:is_told(Id) of
+                true -> dropped;
+                false -> turn(Id, Until)
+            end
+    end.
+
+handshake(Id, Socket, Family, Kernel, Milliseconds) ->
+    case distsec_tls:accept(Socket, #{attempt => Id}, Milliseconds) of
         {ok, Ssl} ->
             case distsec_handshake:admitted(Id, Ssl) of
                 true -> serve(distsec_tls:purpose(Ssl), Id, Ssl, Family, Kernel);

@@ -44,6 +44,7 @@ hold() ->
     ok = distsec_attempts:new(),
     ok = distsec_futile:new(),
     ok = distsec_shells:new(),
+    ok = distsec_tools:new(),
     receive {ready, Boot} -> Boot ! {self(), ready} end,
     hold(maps:from_list([{start(Part), Part} || Part <- [guard, agent]])).
 

@@ -9,7 +9,7 @@
 -behaviour(gen_server).
 
 -export([new/0, start_link/0]).
--export([inbound/2, outbound/2, handover/2, learn/2, stage/2, facts/1, refuse/3, told/1]).
+-export([inbound/2, outbound/2, handover/2, learn/2, stage/2, facts/1, refuse/3, told/1, is_told/1]).
 -export([all/0, of_controller/1, of_link/1, live/3, end_denied/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -122,6 +122,14 @@ refuse(Id, Reason, More) ->
 told(Id) ->
     _ = ets:update_element(?TABLE, Id, {?TOLD, 1}),
     ok.
+
+%% Whether it was refused, or nothing is to be told of it.
+-spec is_told(id()) -> boolean().
+is_told(Id) ->
+    case ets:lookup(?TABLE, Id) of
+        [{_, _, Told, _, _}] -> Told > 0;
+        [] -> true
+    end.
 
 shown(Facts) ->
     #{address => distsec_report:address(maps:get(address, Facts, undefined)),
@@ -256,6 +264,9 @@ handle_info({shut, Id}, State) ->
         _ -> ok
     end,
     {noreply, State};
+handle_info({kill_controller, Controller}, State) ->
+    exit(Controller, kill),
+    {noreply, State};
 handle_info({kill, Id}, State) ->
     case ets:lookup(?TABLE, Id) of
         [{_, Pid, _, Stage, Facts}] when Stage =/= up -> finish(Pid, Facts);
@@ -331,8 +342,22 @@ ended(Id, Why, State) ->
                 distsec_futile:add(Serial, Rule, Name);
             _ -> ok
         end,
+    orphan(facts(Id)),
     ets:delete(?TABLE, Id),
     Next.
+
+%% Who did the handshake has ended, and the controller of its link may not have: where net_kernel takes a
+%% nodeup from nobody (the name is another attempt's by then) dist_util exits with `shutdown`, on which
+%% tls_sender waits for 5 s (death_row), with a link up that net_kernel does not know and cannot end.
+orphan(#{controller := Controller}) when is_pid(Controller) ->
+    _ = is_process_alive(Controller) andalso
+        begin
+            exit(Controller, disconnect),
+            erlang:send_after(?GRACE_MS, self(), {kill_controller, Controller})
+        end,
+    ok;
+orphan(_) ->
+    ok.
 
 %% Two nodes that dial each other at once give up one of the two (net_kernel, accept_pending): what is
 %% closed while there is an attempt the other way, begun at about the same time, is no refusal. By its

@@ -35,6 +35,18 @@ run(admit_shell, #{name := Name, identity := Identity, seconds := Seconds})
 run(end_shell, #{name := Name}) when is_binary(Name) ->
     ok = distsec_shells:ended(Name),
     run(disconnect, #{peer => Name});
+run(admit_tool, #{identity := Identity, pattern := Pattern, seconds := Seconds})
+  when is_binary(Identity), is_binary(Pattern), is_integer(Seconds), Seconds > 0 ->
+    case distsec_tools:admit(Identity, Pattern, Seconds) of
+        ok -> {ok, #{}};
+        {error, Why} -> {error, #{reason => busy, detail => distsec_report:text(Why)}}
+    end;
+run(end_tool, #{identity := Identity}) when is_binary(Identity) ->
+    ok = distsec_tools:ended(Identity),
+    case distsec_watch:enforce(?DOWN_MS) of
+        [] -> {ok, #{}};
+        Left -> {error, #{reason => links_remain, detail => distsec_report:text(iolist_to_binary(lists:join($\s, Left)))}}
+    end;
 run(status, _) ->
     {ok, distsec_snapshot:take()};
 run(document, _) ->

@@ -30,6 +30,7 @@ address() ->
         ok -> ok;
         {error, Text} -> distsec_guard:halt_with(carrier_options, Text)
     end,
+    ok = distsec_tool:cookies(),
     #net_address{protocol = tls, family = inet}.
 
 -spec is_node_name(term()) -> boolean().
@@ -80,7 +81,10 @@ accept_connection(Worker, {distsec, Id, Ssl}, MyNode, Allowed, SetupTime) ->
 -spec setup(node(), atom(), node(), longnames | shortnames, timeout()) -> pid().
 setup(Node, Type, MyNode, _LongOrShortNames, SetupTime) ->
     Kernel = self(),
-    spawn_handshake(fun() -> distsec_handshake:dial(Kernel, Node, Type, MyNode, SetupTime) end).
+    spawn_handshake(fun() ->
+                            ok = distsec_tool:others_first(Node),
+                            distsec_handshake:dial(Kernel, Node, Type, MyNode, SetupTime)
+                    end).
 
 spawn_handshake(Fun) ->
     case spawn_opt(Fun, dist_util:net_ticker_spawn_options()) of

@@ -48,6 +48,7 @@ register_node(Name, Port, _Family) ->
 -spec address_please(term(), term(), atom()) ->
           {ok, inet:ip_address(), inet:port_number(), 6} | {error, nxdomain}.
 address_please(Name, Host, Family) ->
+    ok = distsec_tool:cookies(),
     Listed = [Peer || Full <- full_name(Name, Host),
                       #{name := N} = Peer <- distsec_policy:peers(distsec_policy:in_force()),
                       N =:= Full],
@@ -73,13 +74,27 @@ full_name(Name, Host) ->
         error:_ -> []
     end.
 
--spec port_please(term(), term()) -> noport.
-port_please(_Name, _Host) ->
-    noport.
+%% For applications: RabbitMQ asks for its own every minute, and starts an epmd where none is known
+%% (rabbit_epmd_monitor).
+-spec port_please(term(), term()) -> {port, inet:port_number(), 6} | noport.
+port_please(Name, Host) ->
+    Peers = distsec_policy:peers(distsec_policy:in_force()),
+    case [Port || Full <- full_name(Name, Host),
+                  #{name := Listed, port := Port} <- itself() ++ Peers, Listed =:= Full, is_integer(Port)] of
+        [Port | _] -> {port, Port, 6};
+        [] -> noport
+    end.
 
--spec port_please(term(), term(), term()) -> noport.
-port_please(_Name, _Host, _Timeout) ->
-    noport.
+%% Whether it is on the list or not.
+itself() ->
+    case distsec_guard:kind() of
+        node -> #{node := Name, port := Port} = distsec_guard:guard(), [#{name => Name, port => Port}];
+        _ -> []
+    end.
+
+-spec port_please(term(), term(), term()) -> {port, inet:port_number(), 6} | noport.
+port_please(Name, Host, _Timeout) ->
+    port_please(Name, Host).
 
 -spec names() -> {ok, []}.
 names() ->

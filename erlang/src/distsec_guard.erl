@@ -7,7 +7,7 @@
 
 -include_lib("kernel/include/file.hrl").
 
--export([ensure/0, guard/0, directory/0, node_name/0, cookies/0, policy_key/0, floor/0, started/0, launch/0]).
+-export([ensure/0, guard/0, kind/0, directory/0, node_name/0, cookies/0, policy_key/0, floor/0, started/0, launch/0]).
 -export([check/2, usable/3, halt_with/2]).
 
 -export_type([guard/0]).
@@ -15,13 +15,14 @@
 -type guard() :: #{version := 1, node := binary(), cluster := binary(), proto_dist := string(),
                    optfile := binary() | undefined, optfile_sha256 := binary() | undefined,
                    interface := inet:ip_address(), port := inet:port_number(),
-                   policy_key := binary(), kind => shell, atom() => term()}.
+                   policy_key := binary(), kind => shell | tool, atom() => term()}.
 -type found() :: #{arguments := [{atom(), [string()]}], interface := term(),
                    optfile_sha256 := binary() | undefined}.
 
 -define(KEY, {distsec, guard}).
 -define(MAX_FILE_BYTES, 1048576).
 -define(EXIT_CODE, 78). % EX_CONFIG of sysexits.h
+-define(NO_COOKIE, "set_by_distsec"). % distsec.model.cookies
 
 %% ---- what may be -------------------------------------------------------------------------------
 
@@ -33,10 +34,10 @@ check(#{proto_dist := Proto, node := Node} = Guard, #{arguments := Arguments} = 
         fun() -> once(proto_dist, Values(proto_dist), Proto) end,
         fun() -> optfile(Guard, Values(ssl_dist_optfile), Found) end,
         fun() -> absent(ssl_dist_opt, Values(ssl_dist_opt)) end,
-        fun() -> absent(setcookie, Values(setcookie)) end,
+        fun() -> cookie(Values(setcookie)) end,
         fun() -> once(no_epmd, Values(no_epmd), "false") end,
         fun() -> listens(Guard, Values(dist_listen)) end,
-        fun() -> name(binary_to_list(Node), Values(name), Values(sname)) end,
+        fun() -> name(Guard, binary_to_list(Node), Values(name), Values(sname)) end,
         fun() -> resolver(Values(epmd_module)) end,
         fun() -> interface(Guard, Found) end
     ]).
@@ -68,18 +69,30 @@ optfile(#{optfile := Path, optfile_sha256 := Wanted}, Values, #{optfile_sha256 :
 
 absent(_Flag, []) ->
     ok;
-absent(setcookie, _) ->
-    differs(setcookie, "-setcookie shows the cookie to every user of the host; take it out, "
-            "distsec sets the cookies", []);
 absent(Flag, Values) ->
     differs(Flag, "-~s may not be given and is given as ~0p; take it out", [Flag, Values]).
 
-%% The VM of `distsec shell` dials one node and listens to nobody.
+%% What stands in a cookie's place for a start script that gives one whatever its user says, such as
+%% a mix release's: distsec_cookies sets others before this node listens. One word, and no other, so
+%% that nobody shows a cookie that is in use somewhere.
+cookie(Values) ->
+    case [V || V <- Values, V =/= [?NO_COOKIE]] of
+        [] -> ok;
+        _ -> differs(setcookie, "-setcookie shows the cookie to every user of the host; take it out, "
+                     "distsec sets the cookies; a script that always gives one can be given "
+                     ?NO_COOKIE, [])
+    end.
+
+%% The VM of `distsec shell` dials one node and listens to nobody, and so does a tool of `distsec exec`.
 listens(#{kind := shell}, Values) -> once(dist_listen, Values, "false");
+listens(#{kind := tool}, [["false"] | _]) -> ok; % the first counts (net_kernel:dist_listen_argument/0)
+listens(#{kind := tool}, Values) -> once(dist_listen, Values, "false");
 listens(_, Values) -> absent(dist_listen, Values).
 
 %% erl_distribution:start_link/0 takes -sname before -name, and the first of several.
-name(Node, Names, Snames) ->
+name(#{kind := tool}, _, _, _) ->
+    ok; % it calls itself what it likes: the node that it dials knows it by its certificate
+name(_, Node, Names, Snames) ->
     Given = lists:usort(Names ++ Snames),
     case Given of
         [[Node]] when Names =:= []; Snames =:= [] -> ok;
@@ -139,7 +152,6 @@ missing(_) ->
     "?".
 
 boot(Directory) ->
-    %% What this VM starts is not this node: its flags must not leak into child VMs.
     os:unsetenv("ERL_AFLAGS"),
     Guard = case consult(Directory, "guard.term") of
                 {ok, {distsec_guard, #{version := 1} = Map}} -> Map;
@@ -150,6 +162,7 @@ boot(Directory) ->
         ok -> ok;
         {error, Code, Text} -> halt_node(Directory, Code, Text)
     end,
+    ok = flags_of_children(Guard),
     Launch = distsec_identity:hex(crypto:strong_rand_bytes(16)),
     persistent_term:put(?KEY, #{guard => Guard, directory => Directory, launch => Launch,
                                 started => os:system_time(millisecond)}),
@@ -161,9 +174,18 @@ boot(Directory) ->
     ok = dials_only(Guard),
     tell_loaded(Loaded).
 
-%% The carrier's options, which distsec_dist:listen/2 loads otherwise. Its self-check is for nodes: a
-%% shell's certificate is none of a server.
-dials_only(#{kind := shell, proto_dist := "distsec"}) ->
+%% What this VM starts is not this node, and does not get its flags. Nor does it start an epmd, which any
+%% child with a node name would: RabbitMQ starts one for just that (rabbit_nodes_common:ensure_epmd/0).
+%% Without one it cannot listen, and would fail if it tried.
+flags_of_children(#{epmd := loopback}) ->
+    ok;
+flags_of_children(_) ->
+    true = os:putenv("ERL_AFLAGS", "-start_epmd false -dist_listen false"),
+    ok.
+
+%% The carrier's options, which distsec_dist:listen/2 loads otherwise. Its self-check is for nodes: the
+%% certificate of a shell or a tool is none of a server.
+dials_only(#{kind := _, proto_dist := "distsec"}) ->
     case distsec_tls:load() of
         ok -> ok;
         {error, Text} -> halt_node(directory(), tls_options, Text)
@@ -299,6 +321,14 @@ tell(File, Line) ->
 -spec guard() -> guard().
 guard() ->
     maps:get(guard, persistent_term:get(?KEY)).
+
+%% What this VM is; undefined where there is no guard.
+-spec kind() -> node | shell | tool | undefined.
+kind() ->
+    case persistent_term:get(?KEY, undefined) of
+        #{guard := Guard} -> maps:get(kind, Guard, node);
+        _ -> undefined
+    end.
 
 %% The name of this node, before net_kernel knows it as well; undefined where there is no guard.
 -spec node_name() -> binary() | undefined.

@@ -7,7 +7,7 @@
 -include_lib("kernel/include/net_address.hrl").
 
 -export([new/0, remember/3, session/1, own_session/0, sweep/0, end_sessions/1]).
--export([put/2, take/1, find/1, all/0, receiver/1, owner/1, shown/1, describe/2, tls_details/1, cipher/1]).
+-export([put/2, take/1, find/1, all/0, cut/1, receiver/1, owner/1, shown/1, describe/2, tls_details/1, cipher/1]).
 
 -export_type([link/0]).
 
@@ -139,6 +139,14 @@ find(Node) ->
 -spec all() -> [link()].
 all() ->
     [Link || {_, Link} <- ets:tab2list(?LINKS)].
+
+%% Ends a link as net_kernel does (disconnect_ctrlr/3), whatever that knows of it.
+-spec cut(node()) -> boolean().
+cut(Node) ->
+    case controller(Node) of
+        undefined -> false;
+        Controller -> exit(Controller, disconnect)
+    end.
 
 %% The process that receives for a link: it owns the link's socket.
 -spec receiver(node()) -> pid() | undefined.

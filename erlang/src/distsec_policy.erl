@@ -199,12 +199,12 @@ lists(Name) ->
 -spec in_force() -> policy() | undefined.
 in_force() ->
     case persistent_term:get(?KEY, undefined) of
-        #{policy := Policy} -> with_shells(distsec_shells:rules(), Policy);
+        #{policy := Policy} -> with_announced(distsec_shells:rules() ++ distsec_tools:rules(), Policy);
         undefined -> undefined
     end.
 
-with_shells([], Policy) -> Policy;
-with_shells(Shells, #{rules := Rules} = Policy) -> Policy#{rules := Shells ++ Rules}.
+with_announced([], Policy) -> Policy;
+with_announced(Announced, #{rules := Rules} = Policy) -> Policy#{rules := Announced ++ Rules}.
 
 %% Only distsec_guard (at boot) and distsec_command (a verified push) call this.
 -spec put_in_force(policy(), Digest :: binary()) -> ok.

@@ -62,15 +62,17 @@ rearm() ->
     {_, Atomics} = persistent_term:get(?KEY),
     atomics:put(Atomics, ?WAKE, 0).
 
-%% Up to Limit events after number After, oldest first, and the number to go on from. Numbers
-%% that were overwritten are passed over. A writer takes its number before it stores: `wait` stops
-%% at one that is not stored yet, `pass` goes on (its writer was ended in between).
+%% Up to Limit events after number After, oldest first, and the number to go on from. Numbers that were
+%% overwritten, or acknowledged (to an orchestrator before this one), are passed over. A writer takes its
+%% number before it stores: `wait` stops at one that is not stored yet, `pass` goes on (its writer was
+%% ended in between).
 -spec read(lane(), After :: non_neg_integer(), Limit :: pos_integer(), wait | pass) ->
           {[{Sequence :: pos_integer(), map()}], Next :: non_neg_integer()}.
 read(Lane, After, Limit, Patience) ->
     {Table, Atomics} = persistent_term:get(?KEY),
     Last = atomics:get(Atomics, ?SEQUENCE(base(Lane))),
-    First = max(After, Last - capacity(Lane)) + 1,
+    Gone = max(Last - capacity(Lane), atomics:get(Atomics, ?ACKNOWLEDGED(base(Lane)))),
+    First = max(After, Gone) + 1,
     read(Table, Lane, First, min(Last, First + Limit - 1), Patience, []).
 
 read(_Table, _Lane, N, Last, _Patience, Events) when N > Last ->

@@ -23,7 +23,7 @@ init(Part) ->
 
 children(guard, _) ->
     [distsec_attempts, distsec_watch, distsec_renewal];
-children(agent, #{kind := shell}) ->
-    []; % the VM of `distsec shell` has no orchestrator of its own to talk to, and dials one node once
+children(agent, #{kind := _}) ->
+    []; % the VM of a shell or a tool has no orchestrator of its own to talk to, and dials by itself
 children(agent, _) ->
-    [distsec_connect, distsec_registrar, distsec_shells, distsec_agent].
+    [distsec_connect, distsec_registrar, distsec_shells, distsec_tools, distsec_agent].

@@ -6,8 +6,8 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([load/0, read/0, own/0, accept/3, connect/3, connect_for_proof/3, purpose/1, peer/1, details/1, controller/1,
-         failure/1, option_problem/1]).
+-export([load/0, read/0, own/0, is_behind/0, accept/3, connect/3, connect_for_proof/3, purpose/1, peer/1, details/1,
+         controller/1, failure/1, option_problem/1]).
 
 -export_type([served/0]).
 
@@ -17,6 +17,8 @@
 -define(MAX_FRAME_BYTES, 512).
 %% A chain of several certificates fits; the default is four times as much.
 -define(MAX_HANDSHAKE_BYTES, 65536).
+%% It starts some 200 (OTP 25, busy machine) to some thousands in a second.
+-define(MAX_WAITING, 32).
 
 -type role() :: server | client.
 %% What a node shows: its certificate's serial and end, and the SHA-256 of each CA that it trusts.
@@ -166,6 +168,19 @@ wrong(Format, Arguments) ->
     throw({tls, lists:flatten(io_lib:format(Format, Arguments))}).
 
 %% ---- handshakes ---------------------------------------------------------------------------------
+
+%% Whether more handshakes wait for the supervisor that starts the processes of each than are worth it
+%% (tls_connection_sup:start_child_dist/1). Its queue has no bound.
+-spec is_behind() -> boolean().
+is_behind() ->
+    case whereis(tls_dist_connection_sup) of
+        Pid when is_pid(Pid) ->
+            case erlang:process_info(Pid, message_queue_len) of
+                {message_queue_len, Waiting} -> Waiting >= ?MAX_WAITING;
+                undefined -> false % the handshake will say what is wrong
+            end;
+        undefined -> false
+    end.
 
 %% The server's handshake on an accepted socket that the caller owns. State is that of distsec_verify.
 -spec accept(gen_tcp:socket(), map(), timeout()) -> {ok, term()} | {error, term()}.

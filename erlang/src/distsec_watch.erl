@@ -310,8 +310,9 @@ count(#{direction := out}, Decision, Took) ->
 count(_, Decision, Took) ->
     distsec_count:check(link_in, element(1, Decision), Took).
 
-%% erlang:disconnect_node/1 at nodeup may answer false, with the peer still connected, because
-%% net_kernel has not marked the connection up yet. So it is asked again until the node is down.
+%% erlang:disconnect_node/1 may answer false, with the peer still connected: at nodeup, because net_kernel has
+%% not marked the connection up yet, and of a link that it lost sight of (distsec_attempts:orphan/1) always.
+%% So it is done without net_kernel then, as that does it, and again until the node is down.
 kick(Node, State) ->
     kick(Node, openly, State).
 
@@ -325,7 +326,8 @@ kick(Node, How, #{kickers := Kickers} = State) ->
     end.
 
 kick_until_down(Node, How) ->
-    _ = How =:= quietly andalso distsec_parting:quietly(Node) orelse erlang:disconnect_node(Node),
+    _ = How =:= quietly andalso distsec_parting:quietly(Node) orelse erlang:disconnect_node(Node)
+        orelse distsec_links:cut(Node),
     case lists:member(Node, nodes(connected)) of
         true -> receive after ?KICK_EVERY_MS -> kick_until_down(Node, openly) end;
         false -> ok

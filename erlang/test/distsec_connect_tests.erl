@@ -118,7 +118,6 @@ prop_nobody_is_dialled_before_its_time_and_few_at_once() ->
             end).
 
 properties_hold_test_() ->
-    {timeout, 120,
-     [?_assert(proper:quickcheck(Property, [quiet, {numtests, 500}]))
-      || Property <- [prop_only_what_is_listed_and_was_lost_around_an_ejection_is_repaired(),
-                      prop_nobody_is_dialled_before_its_time_and_few_at_once()]]}.
+    [{timeout, 120, ?_assert(proper:quickcheck(Property, [quiet, {numtests, 500}]))}
+     || Property <- [prop_only_what_is_listed_and_was_lost_around_an_ejection_is_repaired(),
+                     prop_nobody_is_dialled_before_its_time_and_few_at_once()]].

@@ -20,7 +20,11 @@ answers_for_listed_names_alone_test_() ->
       [?_assertEqual({error, nxdomain}, distsec_epmd:address_please(Name, Host, inet))
        || {Name, Host} <- [{"p", "127.0.0.1"}, {"d", "127.0.0.1"}, {"x", "127.0.0.1"},
                            {"a", "localhost"}, {"", ""}, {"a@127.0.0.1", "127.0.0.1"}]],
-      ?_assertEqual({error, nxdomain}, distsec_epmd:address_please("a", "127.0.0.1", inet6))]}.
+      ?_assertEqual({error, nxdomain}, distsec_epmd:address_please("a", "127.0.0.1", inet6)),
+      ?_assertEqual({port, 9101, 6}, distsec_epmd:port_please("a", "127.0.0.1")),
+      ?_assertEqual({port, 9101, 6}, distsec_epmd:port_please(a, '127.0.0.1', infinity)),
+      [?_assertEqual(noport, distsec_epmd:port_please(Name, Host))
+       || {Name, Host} <- [{"p", "127.0.0.1"}, {"x", "127.0.0.1"}, {"a", {127, 0, 0, 1}}]]]}.
 
 %% On OTP 25 and 27 net_kernel itself asks: what fails here takes the node down.
 no_name_however_strange_fails_test_() ->

@@ -19,6 +19,12 @@ accepts_what_the_orchestrator_wrote_test() ->
 accepts_its_own_name_twice_test() ->
     ?assertEqual(ok, distsec_guard:check(guard(), found(arguments() ++ [{name, ["a@127.0.0.1"]}]))).
 
+accepts_the_word_that_stands_for_no_cookie_test() ->
+    Given = [{setcookie, ["set_by_distsec"]}, {setcookie, ["set_by_distsec"]}],
+    ?assertEqual(ok, distsec_guard:check(guard(), found(arguments() ++ Given))),
+    [?assertMatch({error, setcookie, _}, distsec_guard:check(guard(), found(arguments() ++ Given ++ [More])))
+     || More <- [{setcookie, ["x"]}, {setcookie, []}, {setcookie, ["b@h", "set_by_distsec"]}]].
+
 refuses_what_the_node_adds_test_() ->
     [?_assertMatch({error, Code, _}, distsec_guard:check(guard(), found(arguments() ++ [Added])))
      || {Code, Added} <- [{proto_dist, {proto_dist, ["inet_tcp"]}},
@@ -63,3 +69,15 @@ the_vm_of_a_shell_listens_to_nobody_test() ->
     ?assertEqual(ok, distsec_guard:check(Guard, found(arguments() ++ [Silent]))),
     [?assertMatch({error, dist_listen, _}, distsec_guard:check(Guard, found(arguments() ++ Flags)))
      || Flags <- [[], [{dist_listen, ["true"]}], [Silent, Silent]]].
+
+a_tool_calls_itself_what_it_likes_and_listens_to_nobody_test() ->
+    Guard = (guard())#{kind => tool},
+    Silent = {dist_listen, ["false"]},
+    Unnamed = [Flag || {Key, _} = Flag <- arguments(), Key =/= name],
+    [?assertEqual(ok, distsec_guard:check(Guard, found(Flags)))
+     || Flags <- [[Silent | arguments()], [Silent | Unnamed], [Silent, {name, ["other@h"]} | Unnamed],
+                  [Silent, {dist_listen, ["true"]} | Unnamed]]],
+    [?assertMatch({error, dist_listen, _}, distsec_guard:check(Guard, found(Flags)))
+     || Flags <- [Unnamed, [{dist_listen, ["true"]}, Silent | Unnamed]]],
+    ?assertMatch({error, proto_dist, _},
+                 distsec_guard:check(Guard, found([Silent, {proto_dist, ["inet_tcp"]} | arguments()]))).

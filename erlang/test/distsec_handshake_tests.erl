@@ -5,6 +5,8 @@
 -include_lib("eunit/include/eunit.hrl").
 -include_lib("kernel/include/dist_util.hrl").
 
+-import(distsec_test_registry, [await/1, begin_registry/0, end_registry/1]).
+
 -define(PATIENCE_MS, 5000).
 -define(FLAGS, 16#0000000407070F94).
 -define(NODE, 'b@h').
@@ -13,22 +15,10 @@
 
 begin_world() ->
     Tls = distsec_tls_tests:begin_tls(),
-    Self = self(),
-    Holder = spawn(fun() ->
-                           ok = distsec_count:new(),
-                           ok = distsec_ring:new(),
-                           ok = distsec_attempts:new(),
-                           ok = distsec_futile:new(),
-                           {ok, Registry} = distsec_attempts:start_link(),
-                           Self ! {self(), ready},
-                           receive stop -> gen_server:stop(Registry) end
-                   end),
-    receive {Holder, ready} -> {Tls, Holder} after ?PATIENCE_MS -> error(no_registry) end.
+    {Tls, begin_registry()}.
 
 end_world({Tls, Holder}) ->
-    Monitor = monitor(process, Holder),
-    Holder ! stop,
-    receive {'DOWN', Monitor, _, _, _} -> ok end,
+    ok = end_registry(Holder),
     _ = persistent_term:erase({distsec, policy}),
     distsec_tls_tests:end_tls(Tls).
 
@@ -136,17 +126,6 @@ told() ->
     ok = distsec_ring:acknowledge(refusals, Last),
     [{Direction, Reason, Claimed}
      || {_, #{direction := Direction, reason := Reason, claimed := Claimed}} <- Events].
-
-await(Condition) ->
-    await(Condition, erlang:monotonic_time(millisecond) + ?PATIENCE_MS).
-
-await(Condition, Deadline) ->
-    case Condition() of
-        true -> ok;
-        false ->
-            erlang:monotonic_time(millisecond) < Deadline orelse error(waited_too_long),
-            receive after 2 -> await(Condition, Deadline) end
-    end.
 
 %% ---- the gates ----------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -define(PEER, <<"x@h">>).
+-define(HELD_MS, 1000). % distsec_parting's: sooner than that a quiet end closes no socket by itself
+-define(PATIENCE_MS, 60000).
 
 link() ->
     {ok, Listen} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}, binary, {active, false}]),
@@ -43,26 +45,31 @@ in_force(Generation, Denied) ->
                     port => undefined}]},
       <<>>, <<>>).
 
-closed_after(Peer) ->
-    Began = erlang:monotonic_time(millisecond),
-    {error, closed} = gen_tcp:recv(Peer, 0, 5000),
-    erlang:monotonic_time(millisecond) - Began.
+now_ms() ->
+    erlang:monotonic_time(millisecond).
+
+%% Since Began, which is a moment before the end of the link: a busy machine makes it more, never less.
+closed_after(Peer, Began) ->
+    {error, closed} = gen_tcp:recv(Peer, 0, ?PATIENCE_MS),
+    now_ms() - Began.
 
 %% The control: this is what the peer notices at once.
 a_link_whose_controller_is_killed_closes_its_socket_test() ->
     {Peer, _, Controller, _} = link(),
+    Began = now_ms(),
     exit(Controller, kill),
-    ?assert(closed_after(Peer) < 500).
+    ?assert(closed_after(Peer, Began) < ?HELD_MS).
 
 a_quiet_end_takes_nothing_more_in_and_closes_the_socket_a_second_later_test() ->
     in_force(7, [?PEER]),
     {Peer, Socket, Controller, Receiver} = link(),
     Monitor = monitor(process, Controller),
+    Began = now_ms(),
     ?assert(distsec_parting:quietly(?PEER, Controller, distsec_links:owner(Socket))),
     receive {'DOWN', Monitor, _, _, Why} -> ?assertEqual(disconnect, Why) end,
     ok = gen_tcp:send(Peer, "after"),
-    Took = closed_after(Peer),
-    ?assert(Took > 800),
+    Took = closed_after(Peer, Began),
+    ?assert(Took >= ?HELD_MS),
     ?assert(Took < 3000),
     receive {took, More} -> error({took, More}) after 0 -> ok end,
     ?assertNot(is_process_alive(Receiver)).
@@ -74,22 +81,24 @@ what_is_too_busy_to_end_is_killed_test() ->
     Busy = spawn(fun() -> process_flag(trap_exit, true), Test ! ready, forever() end),
     receive ready -> ok end,
     Monitor = monitor(process, Busy),
+    Began = now_ms(),
     ?assert(distsec_parting:quietly(?PEER, Busy, distsec_links:owner(Socket))),
     receive
         {'DOWN', Monitor, _, _, Why} -> ?assertEqual(killed, Why)
-    after 1000 -> error(alive)
+    after ?PATIENCE_MS -> error(alive)
     end,
-    ?assert(closed_after(Peer) > 800).
+    ?assert(closed_after(Peer, Began) >= ?HELD_MS).
 
 %% A later policy about others changes nothing.
 a_peer_that_is_taken_up_again_sees_its_old_link_end_at_once_test() ->
     in_force(7, [?PEER]),
     {Peer, Socket, Controller, _} = link(),
+    Began = now_ms(),
     ?assert(distsec_parting:quietly(?PEER, Controller, distsec_links:owner(Socket))),
     in_force(8, [?PEER]),
     ?assertEqual({error, timeout}, gen_tcp:recv(Peer, 0, 200)),
     in_force(9, []),
-    ?assert(closed_after(Peer) < 400).
+    ?assert(closed_after(Peer, Began) < ?HELD_MS).
 
 a_link_of_which_too_little_is_known_is_left_to_others_test() ->
     ?assertNot(distsec_parting:quietly(?PEER, self(), undefined)),

@@ -145,14 +145,14 @@ prop_a_certificate_is_at_most_one_listed_identity() ->
             end).
 
 properties_hold_test_() ->
-    {timeout, 120,
-     [?_assert(proper:quickcheck(Property, [quiet, {numtests, 100}]))
-      || Property <- [prop_glob_agrees_with_a_regular_expression(),
-                      prop_a_ring_shows_the_newest_in_order(),
-                      prop_lanes_do_not_touch_each_other(),
-                      prop_no_document_without_the_key_is_taken(),
-                      prop_no_frame_makes_an_atom_or_a_crash(),
-                      prop_subjects_are_equal_where_their_structure_is(),
-                      prop_no_certificate_is_too_strange_to_be_read(),
-                      prop_names_beside_a_spiffe_id_of_this_cluster_change_nothing(),
-                      prop_a_certificate_is_at_most_one_listed_identity()]]}.
+    %% Each its own: one that is set for a list leaves every test of it with EUnit's 5 s.
+    [{timeout, 120, ?_assert(proper:quickcheck(Property, [quiet, {numtests, 100}]))}
+     || Property <- [prop_glob_agrees_with_a_regular_expression(),
+                     prop_a_ring_shows_the_newest_in_order(),
+                     prop_lanes_do_not_touch_each_other(),
+                     prop_no_document_without_the_key_is_taken(),
+                     prop_no_frame_makes_an_atom_or_a_crash(),
+                     prop_subjects_are_equal_where_their_structure_is(),
+                     prop_no_certificate_is_too_strange_to_be_read(),
+                     prop_names_beside_a_spiffe_id_of_this_cluster_change_nothing(),
+                     prop_a_certificate_is_at_most_one_listed_identity()]].

@@ -11,7 +11,10 @@ keeps_the_order_and_numbers_from_one_test() ->
     ?assertEqual({[1, 2, 3], 3}, all(critical)),
     ?assertEqual({[], 0}, all(refusals)).
 
-a_hundred_thousand_refusals_evict_no_violation_test() ->
+a_hundred_thousand_refusals_evict_no_violation_test_() ->
+    {timeout, 60, fun a_hundred_thousand_refusals_evict_no_violation/0}.
+
+a_hundred_thousand_refusals_evict_no_violation() ->
     ok = distsec_ring:new(),
     distsec_ring:put(critical, #{type => violation}),
     [distsec_ring:put(refusals, #{n => N}) || N <- lists:seq(1, 100000)],
@@ -32,6 +35,15 @@ what_was_acknowledged_is_gone_and_is_no_loss_test() ->
     ?assertEqual(0, distsec_ring:dropped(refusals)),
     ?assertMatch({[_ | _], _}, all(refusals)).
 
+%% To an orchestrator that has just begun, which has seen nothing of this launch.
+whoever_begins_at_0_has_what_is_left_at_once_test() ->
+    ok = distsec_ring:new(),
+    [distsec_ring:put(critical, #{}) || _ <- lists:seq(1, 1001)],
+    ok = distsec_ring:acknowledge(critical, 1000),
+    ?assertMatch({[{1001, _}], 1001}, distsec_ring:read(critical, 0, 256, wait)),
+    ok = distsec_ring:acknowledge(critical, 1001),
+    ?assertEqual({[], 1001}, distsec_ring:read(critical, 0, 256, wait)).
+
 acknowledging_what_never_was_changes_nothing_test() ->
     ok = distsec_ring:new(),
     distsec_ring:put(critical, #{}),
@@ -46,7 +58,10 @@ reads_in_parts_test() ->
     {B, 10} = distsec_ring:read(critical, 4, 100, 0),
     ?assertEqual(lists:seq(1, 10), [N || {N, _} <- A ++ B]).
 
-many_writers_lose_nothing_below_the_capacity_test() ->
+many_writers_lose_nothing_below_the_capacity_test_() ->
+    {timeout, 60, fun many_writers_lose_nothing_below_the_capacity/0}.
+
+many_writers_lose_nothing_below_the_capacity() ->
     ok = distsec_ring:new(),
     Writers = [spawn_monitor(fun() -> [distsec_ring:put(refusals, #{}) || _ <- lists:seq(1, 500)]
                              end) || _ <- lists:seq(1, 16)],

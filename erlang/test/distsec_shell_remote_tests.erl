@@ -1,16 +1,21 @@
 -module(distsec_shell_remote_tests).
 -include_lib("eunit/include/eunit.hrl").
 
+-define(PATIENCE_S, 60).
+
 %% Were the end of the input to reach the shell itself, it would halt this VM, tests and all.
 an_end_of_input_leaves_the_shell_test_() ->
-    [{timeout, 20, ?_assertEqual(left, at_a_terminal_that_answers(Answer))}
+    [{timeout, 2 * ?PATIENCE_S, ?_assertEqual(left, at_a_terminal_that_answers(Answer))}
      || Answer <- [eof, {eof, {1, 1}}, {ok, [{atom, 1, q}, {'(', 1}, {')', 1}, {dot, 1}], {2, 1}}]].
 
 what_else_is_typed_is_evaluated_test_() ->
     {ok, Tokens, _} = erl_scan:string("erlang:send(distsec_shell, evaluated)."),
-    {timeout, 20, ?_assertEqual(evaluated, at_a_terminal_that_answers({ok, Tokens, {2, 1}}))}.
+    {timeout, 2 * ?PATIENCE_S, ?_assertEqual(evaluated, at_a_terminal_that_answers({ok, Tokens, {2, 1}}))}.
 
-expressions_keep_their_bindings_until_they_are_forgotten_test() ->
+expressions_keep_their_bindings_until_they_are_forgotten_test_() ->
+    {timeout, 2 * ?PATIENCE_S, fun expressions_keep_their_bindings_until_they_are_forgotten/0}.
+
+expressions_keep_their_bindings_until_they_are_forgotten() ->
     Owner = self(),
     Pid = spawn(fun() -> distsec_shell_remote:evaluator(Owner) end),
     ?assertEqual({value, 40}, ask(Pid, "X = 40.")),
@@ -44,7 +49,7 @@ ask(Pid, Text) ->
     {ok, Tokens, _} = erl_scan:string(Text),
     {ok, Expressions} = erl_parse:parse_exprs(Tokens),
     Pid ! {self(), evaluate, Expressions},
-    receive {Pid, Answer} -> Answer after 5000 -> timeout end.
+    receive {Pid, Answer} -> Answer after ?PATIENCE_S * 1000 -> timeout end.
 
 %% What comes of a shell whose terminal answers its first question with Answer, and then no more.
 at_a_terminal_that_answers(Answer) ->
@@ -55,12 +60,12 @@ at_a_terminal_that_answers(Answer) ->
                              group_leader(Terminal, self()),
                              Test ! {shell, distsec_shell_remote:attach()}
                      end),
-    Shell = receive {shell, Pid} -> Pid after 5000 -> error({no_shell, Attacher}) end,
+    Shell = receive {shell, Pid} -> Pid after ?PATIENCE_S * 1000 -> error({no_shell, Attacher}) end,
     Monitor = monitor(process, Shell),
     Result = receive
                  evaluated -> evaluated;
-                 leave -> receive {'DOWN', Monitor, _, _, _} -> left after 5000 -> stays end
-             after 10000 -> nothing
+                 leave -> receive {'DOWN', Monitor, _, _, _} -> left after ?PATIENCE_S * 1000 -> stays end
+             after ?PATIENCE_S * 1000 -> nothing
              end,
     unregister(distsec_shell),
     exit(Terminal, kill),

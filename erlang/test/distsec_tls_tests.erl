@@ -200,6 +200,7 @@ pair(Accept, Dial) ->
                          end),
     {ok, Socket} = gen_tcp:accept(Listen, ?STEP_MS),
     Accepted = Accept(Socket),
+    Dialler ! accepted,
     Dialled = receive {Dialler, Answer} -> Answer after 2 * ?STEP_MS -> error(timeout) end,
     unlink(Dialler),
     Dialler ! stop,
@@ -252,11 +253,11 @@ who_speaks_an_older_version_fails_test_() ->
 whoever_is_silent_or_gone_or_speaks_something_else_fails_test_() ->
     with_tls(
       fun(_) ->
-              Silent = fun(Socket) -> receive after 300 -> ok end, gen_tcp:close(Socket) end,
+              Silent = fun(Socket) -> receive accepted -> gen_tcp:close(Socket) end end,
               Gone = fun gen_tcp:close/1,
               Garbage = fun(Socket) ->
                                 ok = gen_tcp:send(Socket, binary:copy(<<0>>, 100)),
-                                receive after 300 -> ok end
+                                receive accepted -> ok end
                         end,
               Briefly = fun(Socket) -> distsec_tls:accept(Socket, #{selfcheck => self()}, 100) end,
               [begin

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsec.beam.aflags import flag_words
 from distsec.beam.erlang_text import Symbol, Term, erlang_atom, erlang_term
-from distsec.beam.render import flag_words
 from distsec.beam.tls_options import Role, tls_options
 from distsec.model.cluster import Carrier
 from distsec.model.names import NodeName

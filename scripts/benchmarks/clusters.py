@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.system.cluster import free_ports
+
 DISTSEC = str(Path(sys.executable).parent / "distsec")
 HZ = os.sysconf("SC_CLK_TCK")
 READY_SECONDS = 90.0
@@ -25,10 +27,15 @@ def node_names(count: int) -> list[str]:
 
 
 def configuration(commands: Mapping[str, list[str] | None], *, connect: str = "mesh") -> str:
-    """`distsec.toml` of the nodes that are the keys; without a command something else starts the node."""
+    """`distsec.toml` of the nodes that are the keys; without a command something else starts the node.
+
+    Their ports are none of those that the kernel takes for connections: one of the tests' that run beside a
+    quick bench could keep a node down.
+    """
     tables = "".join(
-        f'[[nodes]]\nname = "{node}"\n' + (f"command = {json.dumps(command)}\n" if command else "")
-        for node, command in commands.items()
+        f'[[nodes]]\nname = "{node}"\nport = {port}\n'
+        + (f"command = {json.dumps(command)}\n" if command else "")
+        for (node, command), port in zip(commands.items(), free_ports(len(commands)), strict=True)
     )
     return (
         '[cluster]\nname = "bench"\nstate_dir = "state"\non_exit = "stop"\nstop_deadline_seconds = 5\n'
@@ -56,7 +63,10 @@ def orchestrator(place: Path, config: str) -> Iterator[tuple[subprocess.Popen[by
         begun = time.monotonic()
         process = subprocess.Popen([DISTSEC, "run", "-c", str(file)], stdout=log, stderr=log)
         try:
-            until(lambda: all_running(file, process), "nodes RUNNING")
+            try:
+                until(lambda: all_running(file, process), "nodes RUNNING")
+            except SystemExit as error:
+                raise SystemExit(f"{error}\n{(place / 'run.log').read_text()[-2000:]}") from None
             yield process, time.monotonic() - begun
         finally:
             process.send_signal(signal.SIGTERM)
@@ -79,10 +89,10 @@ def status(config: Path) -> dict[str, Any]:
 
 def all_running(config: Path, process: subprocess.Popen[bytes]) -> bool:
     if process.poll() is not None:
-        raise SystemExit(f"bench: distsec run ended: {(config.parent / 'run.log').read_text()[-2000:]}")
+        raise SystemExit("bench: distsec run ended")
     states = [node["state"] for node in status(config)["nodes"]]
     if "FATAL" in states:
-        raise SystemExit(f"bench: a node is FATAL: {(config.parent / 'run.log').read_text()[-2000:]}")
+        raise SystemExit("bench: a node is FATAL")
     return bool(states) and all(state == "RUNNING" for state in states)
 
 

@@ -38,12 +38,14 @@ def claim(
     *,
     flags: int = HIDDEN,
     before_reply: Callable[[], object] = lambda: None,
+    seconds: float = 30.0,
 ) -> Claim:
     """Dials as `name`. The connection stays open; where `admitted` it is a link.
 
-    `before_reply` is called once the name was taken, and before the cookie is shown.
+    `before_reply` is called once the name was taken, and before the cookie is shown. `seconds`: how long the
+    victim may be silent.
     """
-    connection = tls(port, leaf)
+    connection = tls(port, leaf, seconds=seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms for each small frame
     wire = Wire(connection, dialogue.text_of(connection.getsockname()))
     status, admitted = "", False
@@ -73,7 +75,7 @@ def false_node(port: int, leaf: Leaf, name: str) -> Iterator[None]:
                     accepted, _ = listener.accept()
                 except OSError:  # closed: the test is over
                     return
-                accepted.settimeout(5)
+                accepted.settimeout(30)
                 with accepted:
                     try:
                         with context.wrap_socket(accepted, server_side=True) as connection:

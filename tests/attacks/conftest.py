@@ -11,20 +11,9 @@ import pytest
 from tests.attacks.scene import Scene
 from tests.releases import OTPS, Otp
 from tests.system.conftest import beams  # noqa: F401  the same modules, compiled in the same way
+from tests.system.of_module import of_module
 
-
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    """Each OTP release that is here; a module's attacks on one of them run together."""
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _tested_release(request: pytest.FixtureRequest) -> None:
-    """Tells the run's summary which release this test was for; a fixture of a module cannot."""
-    if "otp" in request.fixturenames:
-        request.node.user_properties.append(("otp", request.getfixturevalue("otp").stands_for))
+otp = of_module(OTPS)
 
 
 @pytest.fixture(scope="module")

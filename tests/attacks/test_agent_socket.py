@@ -28,6 +28,7 @@ from tests.unit.fake_agent import (
     refusals,
     snapshot_fields,
 )
+from tests.unit.later import later
 from tests.unit.test_link import Watched, listening, until
 
 pytestmark = pytest.mark.asyncio
@@ -159,9 +160,9 @@ async def test_an_orchestrator_that_does_not_know_the_key_is_noticed_by_the_agen
 
 
 async def test_silent_connections_are_few_and_keep_the_agent_out_for_a_deadline_at_most(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with listening(tmp_path / "a.sock", deadline=0.5) as watched:
+    async with listening(tmp_path / "a.sock", deadline=600.0) as watched:
         opened = await watched.opened()
         silent = [await FakeAgent(watched.path).connect() for _ in range(MAX_OPENING)]
         await until(lambda: len(watched.server.opening) == MAX_OPENING, "all of them")
@@ -169,6 +170,7 @@ async def test_silent_connections_are_few_and_keep_the_agent_out_for_a_deadline_
         one_more = await FakeAgent(watched.path).connect()
         await one_more.closed()
         assert watched.reasons == ["too_many"]
+        later(monkeypatch, 600.0)
         for agent in silent:
             await agent.closed()
         assert watched.reasons == ["too_many"] + ["timeout"] * MAX_OPENING

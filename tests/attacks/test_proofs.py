@@ -78,7 +78,7 @@ def connect(cluster: Cluster, own: Leaf | None) -> ssl.SSLSocket:
     context.set_alpn_protocols([ALPN])
     if own:
         context.load_cert_chain(own.certificate, own.key)
-    return context.wrap_socket(tcp(cluster.port("a"), HOST, 10.0))
+    return context.wrap_socket(tcp(cluster.port("a"), HOST))
 
 
 def say(connection: ssl.SSLSocket, payload: bytes) -> bytes:

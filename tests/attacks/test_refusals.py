@@ -178,7 +178,7 @@ def test_garbage_after_tls_from_a_listed_certificate_links_nothing(scene: Scene)
     """Stock OTP tells nobody of it (docs/security-model.md), so there is no event to wait for."""
     knock = scene.knock(scene.cluster.leaf("b"))
     knock.connection.sendall(b"\0\0\0\5hello")
-    knock.connection.settimeout(20)
+    knock.connection.settimeout(60)
     assert refused(knock.connection)
     scene.expect_nothing_happened()
     assert scene.denials() == []

@@ -64,7 +64,7 @@ def secrets_of(scene: Scene) -> tuple[str, ...]:
 
 def speak(node: Intruder, to: str) -> None:
     """Sends the payload there and has it sent back."""
-    assert node.erl(f"rpc:call('{to}', erlang, list_to_atom, [\"{PAYLOAD}\"], 5000)") == PAYLOAD
+    assert node.erl(f"rpc:call('{to}', erlang, list_to_atom, [\"{PAYLOAD}\"], 20000)") == PAYLOAD
 
 
 def aim(node: Intruder, at: str, port: int) -> None:

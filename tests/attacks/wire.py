@@ -87,7 +87,7 @@ def relay(target: int, port: int = 0) -> Iterator[tuple[int, list[Tap]]]:
         with suppress(OSError):  # closed: the test is over
             while True:
                 near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", target), 5)
+                far = socket.create_connection(("127.0.0.1", target), 30)
                 far.settimeout(None)
                 tap = Tap()
                 taps.append(tap)

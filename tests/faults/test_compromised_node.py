@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import time
@@ -12,6 +13,7 @@ from statistics import median
 
 import pytest
 
+from tests.faults.chaos.pressure import waited_seconds
 from tests.releases import OTPS, Otp
 from tests.system.cluster import Cluster
 
@@ -19,13 +21,21 @@ FRAMES = 50_000
 ACKNOWLEDGE_SECONDS = 3
 PATIENCE_SECONDS = 2.0
 """For `status` (half of the answers: others may use this machine as well) and for a denial being in force at
-the other nodes, neither of which needs anything of the node that floods."""
+the other nodes, neither of which needs anything of the node that floods. To this and every other limit comes
+by how much longer than STARTED_SECONDS a command took at that moment that asks nobody (`held_up`): most of
+any command is the start of its interpreter, and how long that takes is the machine's doing.
+"""
+
+STARTED_SECONDS = 0.15
+"""Of `distsec deny --help` on a core of its own."""
 
 HICCUP_SECONDS = 5.0
 """For any single command, and for what a restart may take longer than without the flood: a VM boots in it."""
 
 LEAST_RATE = 10_000
-"""Frames a second that make it a flood: one that hardly anything is taken of proves nothing."""
+"""Frames a second that make it a flood: one that hardly anything is taken of proves nothing. Seconds
+in which the orchestrator waited for a core do not count.
+"""
 
 
 @pytest.fixture(scope="module", params=OTPS[:1], ids=str)
@@ -44,19 +54,34 @@ def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Cluster:
-    """Three nodes, RUNNING and meshed; c will be the hostile one. Each test leaves them like that."""
+def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes, RUNNING and meshed; c will be the hostile one. Each is left like that, failed or not."""
     request.node.user_properties.append(("otp", otp.stands_for))
     shared.wait_running()
     shared.wait_meshed()
-    return shared
+    yield shared
+    if shared.erl("c", "is_pid(whereis(distsec_test_hostile))") == "true":
+        shared.erl("c", "distsec_test_hostile:stop()")
+    overlay = shared.state / "policy.overlay"
+    if json.loads(overlay.read_bytes())["deny"]:
+        shared.wait(lambda: shared.status_of("c")["agent"] == "connected", "the honest agent of c")
+        shared.distsec("allow", "b@127.0.0.1")
 
 
+@pytest.mark.alone
 def test_a_node_that_floods_slows_no_command_of_the_others(cluster: Cluster) -> None:
     def seconds_of(*arguments: str) -> float:
         asked = time.monotonic()
         cluster.distsec(*arguments)
         return time.monotonic() - asked
+
+    def held_up() -> float:
+        return max(0.0, seconds_of("deny", "--help") - STARTED_SECONDS)
+
+    def waited() -> float:
+        assert cluster.orchestrator is not None
+        pid = cluster.orchestrator.pid
+        return waited_seconds([pid])[pid]
 
     def taken() -> int:
         return int(cluster.erl("c", "distsec_test_hostile:sent()"))
@@ -64,37 +89,45 @@ def test_a_node_that_floods_slows_no_command_of_the_others(cluster: Cluster) -> 
     quiet = seconds_of("restart", "b@127.0.0.1")
     cluster.wait_meshed()
     cluster.erl("c", "distsec_test_hostile:flood()")
-    began = time.monotonic()
+    began, waited_before = time.monotonic(), waited()
     answers: list[float] = []
+    delays: list[float] = []
     while taken() < FRAMES or len(answers) < 5:  # as fast as they are taken
         asked = time.monotonic()
         assert '"schema"' in cluster.distsec("status", "--json", check=False).stdout
         answers.append(time.monotonic() - asked)
+        delays.append(held_up())
         assert asked - began < 60, cluster.story()
-    assert median(answers) < PATIENCE_SECONDS, answers
-    assert max(answers) < HICCUP_SECONDS, answers
-    busy = seconds_of("restart", "b@127.0.0.1")
-    assert busy < quiet + HICCUP_SECONDS
+    assert median(answers) < PATIENCE_SECONDS + median(delays), (answers, delays)
+    assert max(answers) < HICCUP_SECONDS + max(delays), (answers, delays)
+    with ThreadPoolExecutor(1) as pool:
+        delaying = pool.submit(held_up)
+        busy = seconds_of("restart", "b@127.0.0.1")
+        delay = delaying.result()
+    assert busy < quiet + HICCUP_SECONDS + delay
     cluster.wait_links(("a", "b"))
 
     # What every node has to acknowledge is in force where it can be at once, and ends, in time, with the name
     # of the only one that does not.
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         asked = time.monotonic()
+        delaying = pool.submit(held_up)
         denying = pool.submit(cluster.distsec, "deny", "b@127.0.0.1", check=False)
         cluster.wait(lambda: "b@127.0.0.1" not in cluster.erl("a", "nodes(connected)"), "a without b")
         in_force = time.monotonic() - asked
         denied = denying.result()
         ended = time.monotonic() - asked
-    assert in_force < PATIENCE_SECONDS
-    assert ended < ACKNOWLEDGE_SECONDS + PATIENCE_SECONDS
+        delay = delaying.result()
+    assert in_force < PATIENCE_SECONDS + delay
+    assert ended < ACKNOWLEDGE_SECONDS + PATIENCE_SECONDS + delay
     assert denied.returncode == 75
     assert "b@127.0.0.1 is denied, for good, but c@127.0.0.1 has not acknowledged;" in denied.stderr
     assert "b@127.0.0.1" not in cluster.erl("a", "nodes(connected)")
-    flooded, seconds = taken(), time.monotonic() - began
+    flooded, seconds = taken(), time.monotonic() - began - (waited() - waited_before)
     rate = flooded / seconds
     print(f"{rate:,.0f} frames/s taken; restart of another node {quiet:.2f} s quiet, {busy:.2f} s meanwhile;")
-    print(f"status {median(answers):.2f} s; a denial in force after {in_force:.2f} s")
+    print(f"status {median(answers):.2f} s; a denial in force after {in_force:.2f} s", end="; ")
+    print(f"held up by the machine: {median(delays):.2f} s, at the denial {delay:.2f} s")
     assert rate >= LEAST_RATE, f"{flooded} frames in {seconds:.1f} s"
     cluster.wait(lambda: taken() > flooded, "the flood, which has gone on all the while")
 
@@ -103,6 +136,14 @@ def test_a_node_that_floods_slows_no_command_of_the_others(cluster: Cluster) -> 
     cluster.wait(lambda: cluster.status_of("c")["policy_generation"] == wanted, "the honest agent of c")
     cluster.distsec("allow", "b@127.0.0.1")
     cluster.wait_meshed()
+
+
+def wait_honest(cluster: Cluster) -> None:
+    """Until c's own agent is back. What it has proven before counts while it is away."""
+    cluster.wait(
+        lambda: {"agent": "connected", "guard": "proven"}.items() <= cluster.status_of("c").items(),
+        "the honest agent of c",
+    )
 
 
 GARBAGE = {
@@ -134,7 +175,7 @@ def test_whatever_it_sends_costs_it_the_connection_and_nobody_else_anything(
         "connected"
     }
     cluster.erl("c", "distsec_test_hostile:stop()")
-    cluster.wait(lambda: cluster.status_of("c")["guard"] == "proven", "the honest agent of c")
+    wait_honest(cluster)
     assert {name: cluster.pid(name) for name in cluster.names} == pids
     cluster.distsec("status")
 
@@ -143,5 +184,5 @@ def test_half_a_frame_and_silence_hold_nothing_up(cluster: Cluster) -> None:
     cluster.erl("c", "distsec_test_hostile:open_and_send(<<0,0,4,0,131>>)")
     cluster.distsec("restart", "a@127.0.0.1")
     cluster.erl("c", "distsec_test_hostile:stop()")
-    cluster.wait(lambda: cluster.status_of("c")["guard"] == "proven", "the honest agent of c")
+    wait_honest(cluster)
     cluster.wait_meshed()

@@ -44,7 +44,9 @@ class PrivateHost:
             self.close()
             pytest.skip(f"no namespaces for this user: {why}")
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text()
-        self._enter = ["nsenter", "--target", children.split()[0], *self._namespaces, "--"]
+        self.leader = int(children.split()[0])
+        """Its first process, as it is called here."""
+        self._enter = ["nsenter", "--target", str(self.leader), *self._namespaces, "--"]
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         """Starts a process that ends with this host."""

@@ -256,6 +256,17 @@ def test_what_is_planted_is_found_and_nothing_else(clean: Planted, code: Code, p
     check_planted(clean, code, plant)
 
 
+def test_where_the_key_is_elsewhere_the_fix_is_a_request(clean: Planted) -> None:
+    def fix() -> str:
+        [found] = [each for each in clean.check() if each.code is Code.CERTIFICATE_EXPIRED]
+        return found.fix
+
+    certificate_expired(clean)
+    assert fix() == f"distsec certs renew {A}"
+    (clean.state / "ca/key.pem").unlink()
+    assert fix() == f"distsec certs renew --offline {A} --out FILE, and have it signed (docs/hosts.md)"
+
+
 def test_a_key_that_is_elsewhere_and_a_new_release_are_told_and_no_more(clean: Planted) -> None:
     (clean.state / "ca/key.pem").unlink()
     root = clean.directory / "otp"

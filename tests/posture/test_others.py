@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distsec.model.cookies import PLACEHOLDER
 from distsec.posture.finding import Code, Severity
 from tests.posture.planted import Planted, ca, pem, told
 
@@ -312,6 +313,27 @@ def test_a_cookie_is_told_by_its_length_and_strength_only(clean: Planted) -> Non
     assert {Code.COOKIE_IN_ARGUMENTS, Code.COOKIE_IN_ENVIRONMENT} <= told(findings)
     assert COOKIE not in str([each.as_dict() for each in findings]) + repr(clean.found.beams)
     assert any(f"{len(COOKIE)} characters, strong" in each.what for each in findings)
+
+
+def test_the_word_that_stands_for_no_cookie_is_none_under_the_guard_and_everybody_s_elsewhere(
+    clean: Planted,
+) -> None:
+    words, environ = ["-setcookie", PLACEHOLDER], [f"RELEASE_COOKIE={PLACEHOLDER}"]
+    clean.stock(words=["-epmd_module", "distsec_epmd", *words], environ=environ)
+    assert told(clean.check_host()) == set()
+    clean.found.beams.clear()
+    shutil.rmtree(clean.directory / "stock")
+    clean.stock(words=words, environ=environ)
+    assert {Code.COOKIE_WELL_KNOWN, Code.COOKIE_IN_ARGUMENTS} <= told(clean.check_host())
+
+
+def test_the_same_name_twice_is_one_name_and_two_names_are_a_finding(clean: Planted) -> None:
+    clean.stock(words=["-name", "s@127.0.0.1"])
+    assert told(clean.check_host()) == set()
+    clean.found.beams.clear()
+    shutil.rmtree(clean.directory / "stock")
+    clean.stock(words=["-name", "t@127.0.0.1"])
+    assert told(clean.check_host()) == {Code.FLAG_TWICE}
 
 
 def test_an_environment_that_may_not_be_read_is_said_and_is_not_nothing(clean: Planted) -> None:

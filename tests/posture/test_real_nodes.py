@@ -18,9 +18,9 @@ from tests.posture.planted import Planted, options
 from tests.posture.private_host import PrivateHost
 from tests.releases import OTPS, Otp
 from tests.system.cluster import COMMAND
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-BOOT_SECONDS = 40.0
+BOOT_SECONDS = 2 * PATIENCE_SECONDS
 ROOT = {Code.BEAM_RUNS_AS_ROOT}  # whoever makes namespaces is root in them
 COOKIE = "5b1c7d0e9f2a4836bd"
 

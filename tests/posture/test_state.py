@@ -249,10 +249,23 @@ def key_that_does_nothing(clean: Planted) -> None:
     clean.edit(lambda text: text + "\n[security.rbac]\nenabled = true\n")
 
 
+@plants(Code.PEER_NOT_IMPORTED)
+def peer_of_a_host_that_nobody_imported(clean: Planted) -> None:
+    table = '\n[[peers]]\nname = "far@192.0.2.9"\naddress = "192.0.2.9"\nport = 9100\n'
+    listed = 'allowed_nodes = ["far@192.0.2.9",'
+    clean.edit(lambda text: text.replace("allowed_nodes = [", listed) + table)
+
+
 @plants(Code.CONFIGURATION_READABLE)
 def variables_for_everybody(clean: Planted) -> None:
     clean.edit(lambda text: text + '\n[nodes.environment]\nDATABASE_URL = "postgres://u:p@h"\n')
     clean.config.chmod(0o644)
+
+
+@plants(Code.CONFIGURATION_READABLE)
+def variables_for_a_group(clean: Planted) -> None:
+    clean.edit(lambda text: text + '\n[nodes.environment]\nDATABASE_URL = "postgres://u:p@h"\n')
+    clean.config.chmod(0o640)
 
 
 @plants(Code.FILE_WRITABLE)
@@ -263,6 +276,22 @@ def configuration_for_the_group(clean: Planted) -> None:
 @pytest.mark.parametrize(("code", "plant"), CASES, ids=[plant.__name__ for _, plant in CASES])
 def test_what_is_planted_is_found_and_nothing_else(clean: Planted, code: Code, plant: Plant) -> None:
     check_planted(clean, code, plant)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_service_reads_roots_configuration_as_its_group_and_nobody_else_does(clean: Planted) -> None:
+    clean.edit(lambda text: text + '\n[nodes.environment]\nDATABASE_URL = "postgres://u:p@h"\n')
+    for path in (clean.state, *clean.state.rglob("*")):
+        os.chown(path, 4321, 4322, follow_symlinks=False)
+    os.chown(clean.config, 0, 4322)
+    clean.config.chmod(0o640)
+    assert Code.CONFIGURATION_READABLE not in told(clean.check())
+    clean.config.chmod(0o644)
+    found = next(each for each in clean.check() if each.code is Code.CONFIGURATION_READABLE)
+    assert found.fix.startswith("chmod 0640 ")
+    os.chown(clean.config, 0, 4323)
+    clean.config.chmod(0o640)
+    assert Code.CONFIGURATION_READABLE in told(clean.check())
 
 
 # ---- more than is looked at ----------

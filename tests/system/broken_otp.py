@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.releases import Otp
 
-COMPILE_SECONDS = 60
+COMPILE_SECONDS = 180
 
 _SSL = """
 -module(ssl).
@@ -152,7 +152,7 @@ def library(otp: Otp, application: str) -> Path:
     """Where a release has an application."""
     expression = f'io:format("~ts", [code:lib_dir({application})]), halt().'
     done = subprocess.run(
-        [otp.erl, "-noinput", "-eval", expression], capture_output=True, text=True, check=True, timeout=30
+        [otp.erl, "-noinput", "-eval", expression], capture_output=True, text=True, check=True, timeout=60
     )
     return Path(done.stdout)
 

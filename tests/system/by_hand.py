@@ -12,7 +12,7 @@ from tests.system.beam_control import Control
 from tests.system.cluster import Cluster
 from tests.waiting import wait_until
 
-BOOT_SECONDS = 30.0
+BOOT_SECONDS = 60.0
 
 
 class ByHand:

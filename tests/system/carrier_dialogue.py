@@ -50,7 +50,7 @@ class Dialler:
         yield "half a name"
         self.connection.sendall(name[12:])
         status = receive(self.connection)
-        if status != b"sok":
+        if status not in (b"sok", b"sok_simultaneous"):
             raise ConnectionRefusedError(status)
         (challenge,) = struct.unpack(">I", receive(self.connection)[9:13])  # $N, 8 bytes of flags
         yield "challenged"

@@ -13,8 +13,10 @@ It speaks to the product only as an operator does: files, commands, signals, HTT
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,14 +37,14 @@ from tests.system import intruder as strangers
 from tests.system.beam_control import Control
 from tests.system.certificates import Leaf, TestAuthority
 from tests.system.processes import belonging_to, describe, end_all
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 HOST = "127.0.0.1"
 CARRIER = "distsec"
 """Of every cluster whose test does not say otherwise."""
 
 RUNNING_SECONDS = 60.0
-STOP_SECONDS = 40.0
+STOP_SECONDS = 60.0
 COMMAND_SECONDS = 60.0
 
 
@@ -77,6 +79,12 @@ class Cluster:
         self.otps = dict(otp) if isinstance(otp, Mapping) else dict.fromkeys(self.names, otp)
         self.config = self.directory / "distsec.toml"
         self.state = self.directory / "state"
+        self.enter: list[str] = []
+        """What commands begin with: of a cluster in a network namespace what enters that."""
+        self.program = list(COMMAND)
+        self.surroundings: dict[str, str] = {}
+        """What else is in an operator's environment."""
+        self.run_arguments: list[str] = []  # of `distsec run`
         self.orchestrator: subprocess.Popen[bytes] | None = None
         self._strangers: list[strangers.Intruder] = []
         self._authority_count = 0
@@ -156,6 +164,7 @@ class Cluster:
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
             "DISTSEC_CONFIG": str(self.config),
+            **self.surroundings,
             **extra,
         }
 
@@ -164,7 +173,7 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a `distsec` command to its end; `check` asserts that it exits with 0. `extra`: environment."""
         done = subprocess.run(
-            [*COMMAND, *arguments],
+            [*self.enter, *self.program, *arguments],
             cwd=self.directory,
             env=self.environment(**extra),
             stdin=subprocess.DEVNULL,
@@ -193,7 +202,7 @@ class Cluster:
         assert self.orchestrator is None or self.orchestrator.poll() is not None, "it runs already"
         with self.orchestrator_log.open("ab") as output:
             self.orchestrator = subprocess.Popen(
-                [*COMMAND, "run", "-c", str(self.config)],
+                [*self.enter, *self.program, "run", "-c", str(self.config), *self.run_arguments],
                 cwd=self.directory,
                 env=self.environment(**extra),
                 stdin=subprocess.DEVNULL,
@@ -260,7 +269,7 @@ class Cluster:
 
     def metrics(self) -> str:
         """The text of /metrics."""
-        with urllib.request.urlopen(f"http://{HOST}:{self.metrics_port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{HOST}:{self.metrics_port}/metrics", timeout=30) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -297,7 +306,7 @@ class Cluster:
 
     # ---- waiting
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
         """Waits until `condition` returns something true, and returns it; fails with the whole story."""
         try:
             return wait_until(condition, what, seconds, poll_seconds=0.1)
@@ -331,7 +340,7 @@ class Cluster:
         for name in names or self.names:
             self.wait(self._control(name).ready, f"{name} to answer")
 
-    def wait_event(self, kind: str, seconds: float = 15.0, **wanted: Any) -> dict[str, Any]:
+    def wait_event(self, kind: str, seconds: float = PATIENCE_SECONDS, **wanted: Any) -> dict[str, Any]:
         """Waits for an event of this kind with these fields, and returns the first."""
         found: list[dict[str, Any]] = self.wait(
             lambda: self.events(kind, **wanted), f"the event {kind} {wanted}", seconds
@@ -340,9 +349,11 @@ class Cluster:
 
     # ---- inside and outside
 
-    def erl(self, name: str, expressions: str, seconds: float = 10.0) -> str:
-        """Evaluates Erlang in a managed node, not over the distribution; the value as text."""
-        return self._control(name).evaluate(expressions, seconds)
+    def erl(self, name: str, expressions: str, seconds: float = PATIENCE_SECONDS) -> str:
+        """Evaluates Erlang in a managed node, not over the distribution; the value as text. Waits for one
+        that has only just been started.
+        """
+        return self._control(name).evaluate_soon(expressions, seconds)
 
     def pid(self, name: str) -> int:
         """The pid of a node's BEAM, as the BEAM says it."""
@@ -409,10 +420,28 @@ COMMAND = _command()
 
 
 def free_ports(count: int, host: str = HOST) -> list[int]:
-    """Ports of an address of loopback that were free a moment ago, all different."""
+    """Ports of an address of loopback that were free a moment ago, all different.
+
+    None of those that the kernel takes for connections (ip_local_port_range: from 32768 on), and for each of
+    the processes that run tests side by side others, as for what runs beside them by itself (the chaos run):
+    what is free now is free when a node comes to listen.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(family)) for _ in range(count)]
-        for each in sockets:
-            each.bind((host, 0))
-        return [each.getsockname()[1] for each in sockets]
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_PORTS)
+        with contextlib.closing(socket.socket(family)) as each, contextlib.suppress(OSError):
+            each.bind((host, port))
+            found.append(port)
+    return found
+
+
+def _own_ports() -> Iterator[int]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    number = 7 if worker is None else int(worker.removeprefix("gw")) % 7
+    first = 10_000 + number * 2_700
+    start = random.randrange(2_700)
+    yield from (first + (start + step) % 2_700 for step in itertools.count())
+
+
+_PORTS = _own_ports()

@@ -22,7 +22,7 @@ def beams(tmp_path_factory: pytest.TempPathFactory) -> Path:
     oldest = min(OTPS, key=lambda otp: otp.release)
     sources = sorted(map(str, BEAM_SOURCES.glob("*.erl")))
     subprocess.run(
-        [oldest.erlc, "+warnings_as_errors", "-o", str(directory), *sources], check=True, timeout=60
+        [oldest.erlc, "+warnings_as_errors", "-o", str(directory), *sources], check=True, timeout=180
     )
     return directory
 

@@ -13,17 +13,18 @@ from pathlib import Path
 from tests.releases import Otp
 from tests.system.beam_control import Control
 from tests.system.certificates import Leaf
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-BOOT_SECONDS = 30.0
-DIAL_MILLISECONDS = 3000
+BOOT_SECONDS = 60.0
+DIAL_MILLISECONDS = 10_000
 
 
 class Intruder:
     """An `erl` that nobody manages. It trusts everybody, and is controlled over a Unix socket.
 
     `leaf` None: no certificate. `cookie`: one it has learned. `listen`: a port, as of a victim that is down.
-    `carrier` "inet_tcp": plaintext. `host`: the address that it listens on and where its peers are.
+    `carrier` "inet_tcp": plaintext. `host`: the address that it listens on and where its peers are. `enter`:
+    what its command begins with, to be on another host.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Intruder:
         carrier: str = "inet_tls",
         host: str = "127.0.0.1",
         flags: Sequence[str] = (),
+        enter: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.directory = directory
@@ -55,6 +57,7 @@ class Intruder:
         proto_dist = carrier.replace("inet_", "inet6_") if six else carrier
         interface = "{0,0,0,0,0,0,0,1}" if six else "{127,0,0,1}"
         command = [
+            *enter,
             otp.erl,
             *("-noinput", "-name", name, "-proto_dist", proto_dist, "-start_epmd", "false"),
             *("-epmd_module", "distsec_test_epmd", "-kernel", "inet_dist_use_interface", interface),
@@ -91,7 +94,7 @@ class Intruder:
         )
         return self.control.ready()
 
-    def erl(self, expressions: str, seconds: float = 10.0) -> str:
+    def erl(self, expressions: str, seconds: float = PATIENCE_SECONDS) -> str:
         """Evaluates Erlang in the intruder; the value as text."""
         return self.control.evaluate(expressions, seconds)
 
@@ -135,7 +138,7 @@ def string(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def tcp(port: int, host: str = "127.0.0.1", seconds: float = 5.0) -> socket.socket:
+def tcp(port: int, host: str = "127.0.0.1", seconds: float = 30.0) -> socket.socket:
     """A plain TCP connection."""
     return socket.create_connection((host, port), seconds)
 
@@ -146,7 +149,7 @@ def tls(
     *,
     maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     host: str = "127.0.0.1",
-    seconds: float = 5.0,
+    seconds: float = 30.0,
 ) -> ssl.SSLSocket:
     """A TLS connection that trusts every server. Raises ssl.SSLError where the handshake is refused.
 

@@ -10,7 +10,7 @@
 
 Each ordered pair has a sender of its own, 50 messages a second, with bursts and 100 KB now and then (see
 `Rate`); leaving the `with` ends the senders with a last message each, waits until all that was sent has come
-(or 10 s), and makes the report. It costs a core about 5 % for three nodes. The nodes must be linked before,
+(or 30 s), and makes the report. It costs a core about 5 % for three nodes. The nodes must be linked before,
 and stay the same processes: one that is restarted has no load any more. Nothing here dials: a message that is
 sent while no link is up counts as lost. Where a loss is wanted (a node denied, a link that must end), look at
 `report.pairs["a", "b"]` and `report.nodedowns` in place of `assert_intact`; `Load(cluster, "a", "b")` is load
@@ -27,9 +27,9 @@ from types import TracebackType
 from typing import Any
 
 from tests.system.cluster import Cluster
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 30.0
 """For what was sent last to come in."""
 
 
@@ -170,7 +170,7 @@ class Load:
                 found[peer.partition("@")[0], receiver] = Pair(0, **fields)
         return found
 
-    def assert_flows(self, seconds: float = 10.0) -> None:
+    def assert_flows(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Waits until every pair has received something that it had not when this was called."""
         before = self.received()
         pairs = {(a, b) for a in self.names for b in self.names if a != b}

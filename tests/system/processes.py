@@ -27,6 +27,15 @@ def _names(file: Path, needle: bytes) -> bool:
     return any(needle + end in content for end in (b"/", b"\0", b'"', b"'", b" ")) or content.endswith(needle)
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether it has a handler of its own for that signal by now."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        mask = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(mask >> (number - 1) & 1)
+    return False
+
+
 def describe(pid: int) -> str:
     """A pid with its command line, for the text of an assertion."""
     with contextlib.suppress(OSError):
@@ -35,7 +44,7 @@ def describe(pid: int) -> str:
     return str(pid)
 
 
-def end_all(directory: Path, seconds: float = 15.0) -> list[str]:
+def end_all(directory: Path, seconds: float = 60.0) -> list[str]:
     """Kills whatever belongs to `directory`, until nothing does. Returns what there was."""
     ended: dict[int, str] = {}
 

@@ -25,13 +25,18 @@ def downs(cluster: Cluster) -> int:
 
 
 def drop(cluster: Cluster, name: str, leaf: Leaf, place: str = "incoming") -> None:
-    """As a well-behaved helper does it: each file whole, under its name in one step, the key first."""
+    """As a well-behaved helper does it: each file whole, under its name in one step, the key first. Nothing
+    comes between the two steps: a pair that is half in its place for two seconds is put back.
+    """
     directory = cluster.node_directory(name) / place
+    whole = []
     for source, target in ((leaf.key, "key.pem"), (leaf.certificate, "certificate.pem")):
         temporary = directory / f".{target}.new"
         temporary.touch(0o600)
         temporary.write_bytes(source.read_bytes())
-        temporary.rename(directory / target)
+        whole.append((temporary, directory / target))
+    for temporary, place_of_it in whole:
+        temporary.rename(place_of_it)
 
 
 def in_use(cluster: Cluster, name: str) -> tuple[bytes, bytes]:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _COOKIE = re.compile(rb'<<"([A-Za-z0-9]{32,})">>')
 _SECRET_FILES = ("agent.key", "cookie.secret", "cookie.next")
 
 
+def contents(directory: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every file below `directory`, without those that go while they are looked for: who runs there replaces
+    files, and removes directories.
+    """
+    for place, _, names in os.walk(directory):  # a directory that has gone is left out
+        for name in sorted(names):
+            path = Path(place, name)
+            with suppress(FileNotFoundError):
+                if path.is_file():
+                    yield path, path.read_bytes()
+
+
 def secrets_of(state: Path) -> dict[bytes, str]:
     """Each secret text with the file that it is from: cookies, keys of the port, lines of private keys."""
     found: dict[bytes, str] = {}
-    for path in sorted(state.rglob("*")):
-        if not path.is_file():
-            continue
-        content = path.read_bytes()
+    for path, content in contents(state):
         secrets: list[bytes] = []
         if path.name == "cookie.term":
             secrets = _COOKIE.findall(content)

@@ -20,6 +20,10 @@ MIN_LOOKS = 3
 """With fewer nothing was watched. What a look misses, a later one sees: listeners stay."""
 
 
+ANSWER_SECONDS = 10.0
+"""For a node to answer: whoever speaks plaintext says so, however busy the machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A listening socket of a node's process. `plaintext`: it answers a handshake without TLS."""
@@ -90,7 +94,10 @@ def node_of(pid: int, state: Path) -> str | None:
 def speaks_plaintext(address: str, port: int) -> bool:
     """Whether the port answers the first frame of a distribution handshake with a status (dist_util)."""
     answer = b""
-    with contextlib.suppress(OSError), socket.create_connection((address, port), 2.0) as connection:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((address, port), ANSWER_SECONDS) as connection,
+    ):
         connection.sendall(NAME_FRAME)
         while len(answer) < 3 and (more := connection.recv(3 - len(answer))):
             answer += more

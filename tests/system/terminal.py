@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Terminal:
@@ -42,8 +42,10 @@ class Terminal:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                if deaf:
-                    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                # What began these tests (nohup, a shell's `&`) may have had them ignored, by all below it.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+                signal.signal(signal.SIGHUP, signal.SIG_IGN if deaf else signal.SIG_DFL)
                 os.setsid()
                 fcntl.ioctl(self._slave, termios.TIOCSCTTY, 0)
                 for descriptor in (0, 1, 2):
@@ -94,6 +96,16 @@ class Terminal:
         while self._master >= 0 and self._read(time.monotonic()):
             pass
         return self._code
+
+    @property
+    def device(self) -> int:
+        """Its number, by which it is told from others (st_rdev)."""
+        return os.fstat(self._slave).st_rdev
+
+    @property
+    def name(self) -> str:
+        """/dev/pts/N"""
+        return os.ttyname(self._slave)
 
     @property
     def as_before(self) -> bool:

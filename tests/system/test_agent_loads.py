@@ -23,7 +23,7 @@ def test_every_module_of_the_oldest_release_s_build_is_loaded_by_every_release(
         cwd=agent_ebin,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     count, bad = done.stdout.split(" ", 1)

@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import pytest
 
 from distsec.cli.group import COMMANDS
 from tests.releases import OTPS, Otp
-from tests.system.cluster import COMMAND, HOST, Cluster
+from tests.system.cluster import COMMAND, Cluster
 
 NOBODY = 65534
 
@@ -179,26 +178,17 @@ def refused(cluster: Cluster, code: int, *says: str, command: str = "run") -> No
     assert cluster.processes() == []
 
 
-def test_the_metrics_port_is_in_use(cluster: Cluster) -> None:
-    with socket.create_server((HOST, cluster.metrics_port)):
-        refused(cluster, 71, f"[metrics] listen = {HOST}:{cluster.metrics_port}: the port is taken")
-
-
-def test_a_node_s_port_is_in_use(cluster: Cluster) -> None:
-    with socket.create_server((HOST, cluster.port("b"))):
-        refused(cluster, 71, f"{HOST}:{cluster.port('b')}: the port is in use by process {os.getpid()}")
-
-
-def test_there_is_no_erl(cluster: Cluster) -> None:
-    cluster.table("b")["command"] = ["/no/such/erl", "-noinput"]
+def all_run(cluster: Cluster, command: str) -> None:
+    """One node alone that cannot be started keeps no other down: tests/system/test_held_port.py."""
+    for name in cluster.names:
+        cluster.table(name)["command"] = [command, "-noinput"]
     cluster.write()
-    refused(cluster, 72, "/no/such/erl")
 
 
-def test_there_is_no_erl_on_the_path(cluster: Cluster) -> None:
-    cluster.table("b")["command"] = ["erl-of-another-age", "-noinput"]
-    cluster.write()
-    refused(cluster, 72, "erl-of-another-age")
+@pytest.mark.parametrize("command", ["/no/such/erl", "erl-of-another-age"])
+def test_there_is_no_erl_for_any_node(cluster: Cluster, command: str) -> None:
+    all_run(cluster, command)
+    refused(cluster, 72, command)
 
 
 def test_erl_is_too_old(cluster: Cluster) -> None:
@@ -210,8 +200,7 @@ def test_erl_is_too_old(cluster: Cluster) -> None:
     erl = root / "bin" / "erl"
     erl.write_text("#!/bin/sh\nexit 1\n")
     erl.chmod(0o755)
-    cluster.table("b")["command"] = [str(erl), "-noinput"]
-    cluster.write()
+    all_run(cluster, str(erl))
     refused(cluster, 72, "OTP 24 is too old: 25 is the oldest; install Erlang/OTP 25 or newer")
 
 
@@ -246,6 +235,7 @@ def test_a_file_that_others_can_reach(cluster: Cluster, path: str, mode: int) ->
         assert cluster.orchestrator is not None
         cluster.distsec("stop", "--all")
         cluster.terminate()
+        cluster.wait(lambda: not cluster.processes(), "the end of what its nodes have started, too")
     victim = (cluster.state / path).resolve()
     victim.chmod(mode)
     command = "init" if path.endswith("a@127.0.0.1/key.pem") else "run"

@@ -15,16 +15,15 @@ import pytest
 
 from tests.releases import OTPS, Otp
 from tests.system.cluster import COMMAND, Cluster, free_ports
+from tests.system.of_module import of_module
 from tests.system.processes import belonging_to
+from tests.system.secrets import contents
 
 PASSPHRASE = "correct horse battery staple"
 
 
-@pytest.fixture(scope="module", params=OTPS[:1], ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    """One release: the CA's key is the orchestrator's, and no node ever sees it."""
-    chosen: Otp = request.param
-    return chosen
+otp = of_module(OTPS[:1])
+"""One release: the CA's key is the orchestrator's, and no node ever sees it."""
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,8 @@ def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster(shared: Cluster) -> Iterator[Cluster]:
     """Two nodes, RUNNING and linked; the key sealed, the passphrase in its file. Each test leaves it so."""
-    request.node.user_properties.append(("otp", otp.stands_for))
     yield shared
     give_passphrase(shared, PASSPHRASE)
     with contextlib.suppress(FileNotFoundError):
@@ -55,8 +53,10 @@ def give_passphrase(cluster: Cluster, text: str | None) -> None:
     if text is None:
         path.unlink()
         return
-    path.write_text(f"{text}\n")
-    path.chmod(0o600)
+    new = path.with_suffix(".new")
+    new.write_text(f"{text}\n")
+    new.chmod(0o600)
+    new.replace(path)  # whoever reads it meanwhile finds one whole, that others cannot reach
 
 
 def restart_orchestrator(cluster: Cluster) -> None:
@@ -112,8 +112,8 @@ def test_the_passphrase_is_in_no_argument_no_environment_no_log_and_no_state(clu
         for name in ("cmdline", "environ"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 assert PASSPHRASE.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
-    files = [path for path in cluster.directory.rglob("*") if path.is_file() and path.name != "passphrase"]
-    assert not [path for path in files if PASSPHRASE.encode() in path.read_bytes()]
+    found = [path.name for path, content in contents(cluster.directory) if PASSPHRASE.encode() in content]
+    assert found == ["passphrase"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.releases import OTPS, Otp
 from tests.system.cluster import Cluster
 from tests.system.flood import Flood, flood
+from tests.system.of_module import of_module
+
+pytestmark = pytest.mark.alone
 
 MAX_OF_SOURCE, MAX_IN_ALL = 64, 256  # distsec_attempts.erl
 TLS_SECONDS = 5  # distsec_acceptor.erl, TLS_MS
@@ -55,15 +58,7 @@ class Flooded:
     lines: tuple[int, int]
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
-    request.node.user_properties.append(("otp", otp.stands_for))
+otp = of_module(OTPS)
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +240,34 @@ def test_a_silent_stranger_is_given_up_after_a_few_seconds(pair: Cluster) -> Non
         pair.wait(lambda: strangers.open() == 0, "their end", TLS_SECONDS + 5)
         wait_over(pair, strangers, before)
     assert grown(pair, before) == {"handshake_timeout": 3}
+
+
+_SUPERVISOR = "tls_dist_connection_sup"
+"""Of ssl: it starts the processes of each handshake, one after the other (tls_connection_sup.erl)."""
+_WAITING = f"element(2, process_info(whereis({_SUPERVISOR}), message_queue_len))"
+MAX_WAITING = 32  # distsec_tls.erl
+"""And those who ask in one moment: each has its answer before the requests of the others are there."""
+
+
+def test_what_outruns_ssls_own_supervisor_waits_with_us_and_not_with_it(pair: Cluster) -> None:
+    """Its queue has no bound, and what is in it stays when its connection has long been dropped."""
+    before, counts = refusals(pair), counted(pair)
+    pair.erl("a", f"sys:suspend({_SUPERVISOR})")
+    try:
+        with flood(pair.port("a")) as strangers:
+            strangers.idle(OPEN)
+            pair.wait(
+                lambda: grown(pair, before).get("flood_dropped", 0) >= OPEN - MAX_OF_SOURCE, "the drops"
+            )
+            waiting = int(pair.erl("a", _WAITING))
+            assert 0 < waiting <= MAX_WAITING + MAX_IN_ALL
+            # a worker and whom ssl starts for it; those in the queue keep theirs, whom nobody waits for
+            at_most = counts[0] + 2 * (waiting + MAX_OF_SOURCE) + A_FEW
+            pair.wait(lambda: counted(pair)[0] <= at_most, f"at most {at_most} processes")
+            pair.erl("a", f"sys:resume({_SUPERVISOR})")
+            assert join(pair).milliseconds >= 0
+            wait_over(pair, strangers, before)
+    finally:
+        pair.erl("a", f"sys:resume({_SUPERVISOR})")
+    assert sum(grown(pair, before).values()) >= OPEN
+    pair.wait(lambda: counted(pair)[0] <= counts[0] + A_FEW, f"the {counts[0]} processes of before", 30)

@@ -24,6 +24,7 @@ from tests.attacks.scene import VICTIM, Scene
 from tests.releases import OTPS, Otp
 from tests.system.carrier_dialogue import INBOUND_GAPS, OUTBOUND_GAPS, Answerer, Dialler, ended
 from tests.system.certificates import Leaf
+from tests.system.of_module import of_module
 
 PEER = "b@127.0.0.1"
 
@@ -73,15 +74,7 @@ _RESTORE = "persistent_term:put({distsec, policy}, persistent_term:get(test_poli
 _PENDING = "length(distsec_attempts:all())"
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
-    request.node.user_properties.append(("otp", otp.stands_for))
+otp = of_module(OTPS)
 
 
 @pytest.fixture(scope="module")

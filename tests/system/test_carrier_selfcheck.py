@@ -21,12 +21,13 @@ from distsec.control.client import ControlClient
 from tests.releases import OTPS, Otp
 from tests.system.broken_otp import STAND_INS, make
 from tests.system.cluster import Cluster
+from tests.system.of_module import of_module
 from tests.system.sockets import SocketWatch
 from tests.system.test_guard_alone import EX_CONFIG, Alone
 from tests.waiting import wait_until
 
 AT_ONCE = 4
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +74,7 @@ GOOD = "good"
 NAMES = (*STAND_INS, *OPTFILES, GOOD)
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
-    request.node.user_properties.append(("otp", otp.stands_for))
+otp = of_module(OTPS)
 
 
 @dataclass(frozen=True, slots=True)

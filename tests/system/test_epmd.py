@@ -51,10 +51,15 @@ def listeners(port: int) -> set[str]:
 
 
 def names(port: int) -> dict[str, int]:
-    """What epmd tells a tool that asks it (NAMES_REQ, the EPMD protocol in the ERTS User's Guide)."""
-    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+    """What epmd tells a tool that asks it (NAMES_REQ, the EPMD protocol in the ERTS User's Guide); nothing
+    while there is none.
+    """
+    answer = b""
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.create_connection(("127.0.0.1", port), 30) as connection,
+    ):
         connection.sendall(struct.pack(">HB", 1, ord("n")))
-        answer = b""
         while more := connection.recv(4096):
             answer += more
     lines = (line.split() for line in answer[4:].decode().splitlines())
@@ -63,7 +68,7 @@ def names(port: int) -> dict[str, int]:
 
 def register(port: int, name: str, node_port: int) -> socket.socket:
     """Registers a name as any user of the host may (ALIVE2_REQ); it is given up when the socket is closed."""
-    connection = socket.create_connection(("127.0.0.1", port), 5)
+    connection = socket.create_connection(("127.0.0.1", port), 30)
     body = (
         struct.pack(">BHBBHHH", 120, node_port, 77, 0, 6, 5, len(name)) + name.encode() + struct.pack(">H", 0)
     )
@@ -132,8 +137,9 @@ def test_a_name_that_is_taken_in_epmd_keeps_no_node_from_its_links(
     with register(port, "a", 1):
         cluster = registering(make_cluster, otp, port, "a", "b")
         cluster.start()
-        assert names(port) == {"a": 1, "b": cluster.port("b")}
-        assert "epmd does not register this node: duplicate_name" in cluster.log("a")
+        wait_until(lambda: names(port) == {"a": 1, "b": cluster.port("b")}, "b, and who took a's name")
+        told = "epmd does not register this node: duplicate_name"
+        cluster.wait(lambda: told in cluster.log("a"), "a to say so")
     wait_until(lambda: names(port) == cluster.ports, "the node to be registered after all")
 
 
@@ -163,10 +169,13 @@ def test_there_is_no_epmd_unless_it_is_asked_for(otp: Otp, make_cluster: MAKE, p
 def test_an_epmd_that_something_below_a_node_starts_listens_on_loopback_alone(
     otp: Otp, make_cluster: MAKE, port: int
 ) -> None:
-    """As each command-line tool with a node name does, when it finds none."""
+    """As each command-line tool with a node name does, when it finds none, and is not told otherwise."""
     cluster = make_cluster(otp, ["a"])
     cluster.table("a")["environment"] = {"ERL_EPMD_PORT": str(port)}
     cluster.start()
     tool = f"{otp.erl} -noinput -sname tool -eval 'halt()'"
     cluster.erl("a", f'os:cmd("{tool}")', 30)
-    assert listeners(port) and listeners(port) <= {"127.0.0.1", "::1"}
+    assert listeners(port) == set(), "it is told otherwise"
+    cluster.erl("a", f'os:cmd("env -u ERL_AFLAGS {tool}")', 30)
+    wait_until(lambda: listeners(port), "the tool's epmd")
+    assert listeners(port) <= {"127.0.0.1", "::1"}

@@ -25,9 +25,9 @@ def test_a_refused_handshake_is_the_same_event_everywhere(
 
     # In the node: distsec_verify asked distsec_policy, which said no; counted, before any nodeup.
     assert cluster.erl("poller", "nodes(connected)") == "[]"
-    counted = cluster.erl(
-        "poller", "[R || {_, not_allowed, _} = R <- maps:get(refusals, distsec_count:report())]"
-    )
+    refusals = "[R || {_, not_allowed, _} = R <- maps:get(refusals, distsec_count:report())]"
+    # (It ends the connection first.)
+    counted = cluster.wait(lambda: (now := cluster.erl("poller", refusals)) != "[]" and now, "the count")
     assert counted == "[{in,not_allowed,1}]"
 
     # The agent hands the event over, and the orchestrator writes it as a line of JSON.

@@ -24,6 +24,7 @@ from tests.releases import OTPS, Otp
 from tests.system.beam_control import Control
 from tests.system.cluster import Cluster
 from tests.system.intruder import Intruder, atom
+from tests.system.of_module import of_module
 from tests.system.sockets import Seen, SocketWatch
 from tests.waiting import wait_until
 
@@ -94,15 +95,7 @@ class Alone:
             process.wait()
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
-    request.node.user_properties.append(("otp", otp.stands_for))
+otp = of_module(OTPS)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +134,9 @@ def watch(alone: Alone) -> SocketWatch:
         alone.start(CRASHED, "-ssl_dist_optfile", "/nowhere/own.conf")
         with contextlib.suppress(AssertionError):  # each test then says of its node that it did not end
             wait_until(
-                lambda: all(alone.exit_code(name) is not None for name in (*HALTED, CRASHED)), "their end", 30
+                lambda: all(alone.exit_code(name) is not None for name in (*HALTED, CRASHED)),
+                "their end",
+                120,
             )
     return watch
 
@@ -177,7 +172,7 @@ def policies(alone: Alone, watch: SocketWatch) -> Alone:
     for name in POLICIES:
         alone.start(name)
     for name in POLICIES:
-        wait_until(alone.control(name).ready, f"{name} to boot", 30)
+        wait_until(alone.control(name).ready, f"{name} to boot")
     return alone
 
 
@@ -203,7 +198,7 @@ def test_a_node_without_a_good_policy_admits_nobody_until_it_is_pushed_one(polic
         assert policies.control(name).evaluate("nodes(connected)") == "[]"
     cluster.run()
     cluster.wait_running(*POLICIES)
-    assert admitted() == dict.fromkeys(POLICIES, True)
+    wait_until(lambda: admitted() == dict.fromkeys(POLICIES, True), "all to admit who is listed")
 
 
 def _linked(cluster: Cluster, friend: Intruder, name: str) -> bool:

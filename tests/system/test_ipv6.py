@@ -107,8 +107,11 @@ def test_a_denied_node_is_out_and_a_command_line_tool_gets_in_over_ipv6(
         cookie=cluster.cookie("a"),
     )
     assert tool.connect("a@::1")
-    seen = {link["peer"]: link["verdict"] for link in cluster.status_of("a")["links"]}
-    assert seen == {"tool-7@::1": "allow"}
+
+    def shown() -> dict[str, str]:
+        return {link["peer"]: link["verdict"] for link in cluster.status_of("a")["links"]}
+
+    cluster.wait(lambda: shown() == {"tool-7@::1": "allow"}, "its link in the status, and no other")
 
 
 def test_metrics_and_the_environment_name_a_node_at_ipv6(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,33 +15,17 @@ import pytest
 from tests.releases import OTPS, Otp
 from tests.system.cluster import Cluster
 from tests.system.intruder import string
+from tests.system.of_module import meshed, of_module, started
 
 ONE_RELEASE = pytest.mark.parametrize("otp", OTPS[:1], indirect=True, ids=str)
 """For what the orchestrator alone decides: no release of OTP makes a difference."""
 
-STOP_DEADLINE_SECONDS = 6
+STOP_DEADLINE_SECONDS = 12
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(scope="module")
-def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
-    with Cluster(otp, beams) as cluster:
-        cluster.start()
-        yield cluster
-
-
-@pytest.fixture
-def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Cluster:
-    """Three nodes, RUNNING and meshed. Each test leaves them like that."""
-    request.node.user_properties.append(("otp", otp.stands_for))
-    shared.wait_running()
-    shared.wait_meshed()
-    return shared
+otp = of_module(OTPS)
+shared = started()
+cluster = meshed()
 
 
 def alive(pid: int) -> bool:
@@ -61,7 +45,7 @@ def test_a_node_that_is_killed_is_started_again_and_meshes_again(cluster: Cluste
     killed, others = cluster.pid("b"), (cluster.pid("a"), cluster.pid("c"))
     before = len(cluster.events("NodeStopped", node="b@127.0.0.1"))
     os.kill(killed, signal.SIGKILL)
-    cluster.wait(lambda: cluster.status_of("b")["pid"] not in {None, killed}, "another process of b", 30)
+    cluster.wait(lambda: cluster.status_of("b")["pid"] not in {None, killed}, "another process of b")
     cluster.wait_running()
     cluster.wait_meshed()
     assert cluster.pid("b") != killed
@@ -109,7 +93,7 @@ def test_restart_policies_and_a_node_that_flaps(otp: Otp, make_cluster: Callable
     cluster.distsec("start", "b@127.0.0.1")
     killed = cluster.pid("b")
     os.kill(killed, signal.SIGKILL)
-    cluster.wait(lambda: cluster.status_of("b")["pid"] not in {None, killed}, "another process of b", 30)
+    cluster.wait(lambda: cluster.status_of("b")["pid"] not in {None, killed}, "another process of b")
     cluster.wait_states(a="STOPPED", b="RUNNING", c="RUNNING")
 
 
@@ -174,10 +158,9 @@ def test_unknown_names_touch_nothing(cluster: Cluster, action: str) -> None:
 
 
 def test_the_end_of_the_orchestrator_stops_all_in_order(
-    otp: Otp, make_cluster: Callable[..., Cluster], request: pytest.FixtureRequest
+    otp: Otp, make_cluster: Callable[..., Cluster]
 ) -> None:
     """a ends by init:stop alone, for it ignores TERM; b ignores both, and is killed by the deadline."""
-    request.node.user_properties.append(("otp", otp.stands_for))
     cluster = make_cluster(otp, ["a", "b"])
     cluster.settings["cluster"] |= {"on_exit": "stop", "stop_deadline_seconds": STOP_DEADLINE_SECONDS}
     cluster.start()

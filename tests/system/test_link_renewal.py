@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.releases import OTPS, Otp
 from tests.system.certificates import Leaf, TestAuthority
 from tests.system.cluster import HOST, Cluster
+from tests.system.renewals import drop
 
 SOON_SECONDS = 12
 """How long the short-lived certificates of these tests are good for."""
@@ -41,9 +43,7 @@ def give(cluster: Cluster, name: str, seconds: float = 86400.0, key_of: Leaf | N
         [f"spiffe://demo/node/{HOST}/{name}"],
         valid_for=timedelta(days=1, seconds=seconds),
     )
-    directory = cluster.node_directory(name)
-    (directory / "key.pem").write_bytes((key_of or leaf).key.read_bytes())
-    (directory / "certificate.pem").write_bytes(leaf.certificate.read_bytes())
+    drop(cluster, name, replace(leaf, key=(key_of or leaf).key), ".")
     return leaf
 
 
@@ -79,9 +79,8 @@ def test_a_link_goes_on_with_the_certificates_of_now(cluster: Cluster) -> None:
     assert sum(answer.count("cookie => current") for answer in answers) == links // 2, answers
     wanted = {(a, b): leaves[b].serial for a in cluster.names for b in cluster.names if a != b}
     cluster.wait(lambda: serials(cluster) == wanted, "the status to show the new certificates")
-    assert {event["serial"] for event in cluster.events("LinkRenewed")} >= {
-        leaf.serial for leaf in leaves.values()
-    }
+    for leaf in leaves.values():
+        cluster.wait_event("LinkRenewed", serial=leaf.serial)
     assert downs(cluster) == before
 
 
@@ -91,7 +90,6 @@ def test_a_node_that_was_given_another_certificate_proves_its_links_by_itself(cl
     cluster.wait(
         lambda: all(serial == leaf.serial for (_, peer), serial in serials(cluster).items() if peer == "a"),
         "all peers of a to know its certificate",
-        30,
     )
     assert downs(cluster) == before
 
@@ -100,28 +98,39 @@ def test_proofs_leave_nothing_behind(cluster: Cluster) -> None:
     dialler = next(a for a, b in sorted(serials(cluster)) if dialled(cluster, a, b))
     everywhere = "[distsec_renewal:prove([]) || _ <- lists:seq(1, 50)], ok"
 
-    def left(name: str) -> str:
-        return cluster.erl(
-            name,
-            "{erlang:system_info(process_count), erlang:system_info(port_count), "
-            "length(distsec_attempts:all())}",
-        )
-
     assert cluster.erl(dialler, everywhere, 60) == "ok"  # what is made once is made
-    cluster.wait(lambda: settled(left, cluster), "the first proofs to be gone", 20)
-    before = {name: left(name) for name in cluster.names}
+    before: dict[str, list[int]] = cluster.wait(lambda: settled(cluster), "the first proofs to be gone")
     atoms = {name: int(cluster.erl(name, "erlang:system_info(atom_count)")) for name in cluster.names}
     assert cluster.erl(dialler, everywhere, 60) == "ok"
-    cluster.wait(lambda: {name: left(name) for name in cluster.names} == before, f"as before: {before}", 20)
+    cluster.wait(lambda: no_more(left(cluster), before), f"no more than before: {before}")
     after = {name: int(cluster.erl(name, "erlang:system_info(atom_count)")) for name in cluster.names}
     assert all(after[name] - atoms[name] < 10 for name in cluster.names), (atoms, after)
 
 
-def settled(left: Callable[[str], str], cluster: Cluster) -> bool:
-    """Twice the same, with a status in between."""
-    first = [left(name) for name in cluster.names]
+def left(cluster: Cluster) -> dict[str, list[int]]:
+    """By node, how many processes, ports and attempts there are."""
+    counts = (
+        "{erlang:system_info(process_count), erlang:system_info(port_count), length(distsec_attempts:all())}"
+    )
+    return {
+        name: [int(count) for count in cluster.erl(name, counts).strip("{}").split(",")]
+        for name in cluster.names
+    }
+
+
+def settled(cluster: Cluster) -> dict[str, list[int]] | None:
+    """What is left, if it is twice the same, with a status in between."""
+    first = left(cluster)
     cluster.status()
-    return first == [left(name) for name in cluster.names]
+    return first if left(cluster) == first else None
+
+
+def no_more(now: dict[str, list[int]], before: dict[str, list[int]]) -> bool:
+    return all(
+        count <= then
+        for name, counts in now.items()
+        for count, then in zip(counts, before[name], strict=True)
+    )
 
 
 def dialled(cluster: Cluster, name: str, peer: str) -> bool:
@@ -173,23 +182,34 @@ def test_a_pair_that_does_not_fit_is_refused_and_the_old_one_stays_in_use(alone:
 
 
 def test_a_link_whose_peer_shows_nothing_newer_ends_when_its_proof_does(alone: Cluster) -> None:
-    short = give(alone, "c", SOON_SECONDS)
-    reload(alone, "c")
-    for name in alone.names:
-        run(alone, name, "renew, #{peers => #{}}")
-    ends = int(re.findall(r"not_after => (\d+)", alone.erl("c", "distsec_tls:own()"))[0])
-    assert short.serial in alone.erl("a", "distsec_links:all()")
-
     def linked(name: str) -> bool:
         return f"'{alone.node('c')}'" in alone.erl(name, "nodes(connected)")
 
+    # Proven with it long before its end; on a machine that is too busy for that, with one that lasts longer.
+    for seconds in (SOON_SECONDS, 2 * SOON_SECONDS, 4 * SOON_SECONDS):
+        alone.wait(lambda: linked("a") and linked("b"), "the links of c")
+        short = give(alone, "c", seconds)
+        reload(alone, "c")
+        for name in alone.names:
+            run(alone, name, "renew, #{peers => #{}}")
+        ends = int(re.findall(r"not_after => (\d+)", alone.erl("c", "distsec_tls:own()"))[0])
+        proven = all(short.serial in alone.erl(name, "distsec_links:all()") for name in ("a", "b"))
+        if proven and time.time() < ends - 1:
+            break
+        give(alone, "c")
+        reload(alone, "c")
+    assert proven
+
     last: dict[str, float] = {}
-    while len(last) < 2 and time.time() < ends + 20:
+    longest = 0.0  # that a node took to answer: it does nothing earlier on this machine
+    while len(last) < 2 and time.time() < ends + 60:
         for name in {"a", "b"} - set(last):
+            asked = time.time()
             if not linked(name):
                 last[name] = time.time()
+            longest = max(longest, time.time() - asked)
     assert set(last) == {"a", "b"}
-    assert all(ends < moment < ends + 4 for moment in last.values()), (ends, last)
+    assert all(ends < moment < ends + 4 + longest for moment in last.values()), (ends, last, longest)
     leaf = give(alone, "c")
     assert leaf.serial in reload(alone, "c")
     alone.run()

@@ -17,6 +17,7 @@ from tests.releases import OTPS, Otp
 from tests.system.certificates import Leaf
 from tests.system.cluster import Cluster
 from tests.system.intruder import atom
+from tests.system.of_module import meshed, of_module
 
 KINDS = {"a": "p384", "b": "ed25519", "c": "rsa2048"}
 """Of the key of each node: every pair has two kinds."""
@@ -24,15 +25,7 @@ KINDS = {"a": "p384", "b": "ed25519", "c": "rsa2048"}
 DNS = "a.example.net"
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
-    request.node.user_properties.append(("otp", otp.stands_for))
+otp = of_module(OTPS)
 
 
 def write(cluster: Cluster, name: str, content: bytes) -> str:
@@ -83,11 +76,7 @@ def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def cluster(shared: Cluster) -> Cluster:
-    shared.wait_running()
-    shared.wait_meshed()
-    return shared
+cluster = meshed()
 
 
 def authority(cluster: Cluster) -> Ca:
@@ -124,10 +113,16 @@ def test_a_running_node_takes_up_what_is_brought_and_keeps_its_links(cluster: Cl
     downs = len(cluster.events("NodeDown"))
     bring(cluster, "b", key, leaf, between.certificate)
     # It has returned, so it is served, and proven on every link: nothing is waited for.
-    assert cluster.status_of("b")["certificate"]["serial"] == serial(leaf)
     for name in ("a", "c"):
-        links = {link["peer"]: link for link in cluster.status_of(name)["links"]}
-        assert links[cluster.node("b")]["serial"] == serial(leaf)
+        assert f'<<"{serial(leaf)}">>' in cluster.erl(name, "distsec_links:all()")
+    assert cluster.status_of("b")["certificate"]["serial"] == serial(leaf)
+
+    def shown(name: str) -> str:
+        links = {link["peer"]: link["serial"] for link in cluster.status_of(name)["links"]}
+        return str(links[cluster.node("b")])
+
+    for name in ("a", "c"):  # each of them tells of it in its own time
+        cluster.wait(lambda name=name: shown(name) == serial(leaf), f"{name} to tell of it")
     assert len(cluster.events("NodeDown")) == downs
 
 

@@ -15,14 +15,14 @@ import pytest
 
 from tests.releases import OTPS, Otp
 from tests.system.cluster import Cluster
+from tests.system.of_module import meshed, of_module
 
 ACKNOWLEDGE_SECONDS = 3
+LATE_SECONDS = 5
+"""That a command may take for itself."""
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
+otp = of_module(OTPS)
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,7 @@ def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Cluster:
-    """Three nodes, RUNNING and meshed. Each test leaves them like that."""
-    request.node.user_properties.append(("otp", otp.stands_for))
-    shared.wait_running()
-    shared.wait_meshed()
-    return shared
+cluster = meshed()
 
 
 def links_since(cluster: Cluster) -> dict[tuple[str, str], tuple[Any, ...]]:
@@ -75,7 +69,7 @@ def watch_phases(cluster: Cluster, name: str, newcomer: str) -> None:
 
 
 def phases_seen(cluster: Cluster, name: str) -> str:
-    return cluster.erl(name, "phases ! {ask, self()}, receive {seen, Seen} -> Seen after 5000 -> none end")
+    return cluster.erl(name, "phases ! {ask, self()}, receive {seen, Seen} -> Seen after 25000 -> none end")
 
 
 def connects(cluster: Cluster, name: str, peer: str) -> bool:
@@ -97,6 +91,13 @@ def one_line(text: str) -> str:
     """The text, which is one line."""
     assert text.count("\n") == 1 and text.endswith("\n"), text
     return text
+
+
+def seconds_of_a_start(cluster: Cluster) -> float:
+    """What a command takes that is answered at once: on a busy machine, more than all the rest of it."""
+    began = time.monotonic()
+    cluster.status()
+    return time.monotonic() - began
 
 
 @contextlib.contextmanager
@@ -159,16 +160,17 @@ def test_an_allow_that_a_stopped_node_misses_is_rolled_back_and_costs_no_link(cl
     assert len(before) == 6
     watch_phases(cluster, "a", newcomer)
     with stopped(cluster, "b"):
+        start = seconds_of_a_start(cluster)
         began = time.monotonic()
         told = cluster.distsec("allow", newcomer, check=False)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began - start
         assert told.returncode == 75
         assert one_line(told.stderr) == (
             "distsec: d@127.0.0.1 is not allowed: b@127.0.0.1 has not acknowledged; rolled back; "
             "see to these nodes (`distsec status`) and repeat it\n"
         )
         assert told.stdout == ""
-        assert seconds < 2 * ACKNOWLEDGE_SECONDS + 5
+        assert seconds < 2 * ACKNOWLEDGE_SECONDS + LATE_SECONDS
         assert links_since(cluster) == before
         for name in ("a", "c"):
             assert newcomer not in listed(cluster, name)
@@ -204,7 +206,9 @@ def test_a_denial_that_a_stopped_node_misses_stays_and_reaches_it_later(cluster:
         assert generations(cluster, "a", "c") == {wanted}
 
     cluster.wait(lambda: generations(cluster) == {wanted}, "the denial in force in b too")
+    # Which ends its link with c after that, and each end sees it for itself.
     cluster.wait(lambda: cluster.erl("c", "nodes(connected)") == "[]", "the end of the last link of c")
+    cluster.wait(lambda: cluster.node("c") not in cluster.erl("b", "nodes(connected)"), "that in b")
     assert_shut_out(cluster, "c")
     cluster.wait_links(("a", "b"))
 

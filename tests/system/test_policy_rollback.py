@@ -84,7 +84,8 @@ def test_a_node_that_is_started_by_hand_takes_no_older_policy_with_or_without_an
         node.start()
         assert cluster.erl("b", "distsec_policy:in_force()") == "undefined"
         assert_out(cluster, "b")
-        assert "this node has no new policy (rollback): policy.term has generation" in cluster.log("b")
+        told = "this node has no new policy (rollback): policy.term has generation"
+        cluster.wait(lambda: told in cluster.log("b"), "b to say so")
 
         cluster.run()
         cluster.wait_running("a", "b", "c")
@@ -123,7 +124,7 @@ def test_a_vm_that_restarts_within_itself_takes_no_older_policy(cluster: Cluster
     (files / "policy.term").write_bytes(old)
     before = cluster.erl("a", "distsec_guard:launch()")
     cluster.erl("a", "init:restart()")
-    cluster.wait(lambda: booted_again(cluster, before), "a to boot again", 30)
+    cluster.wait(lambda: booted_again(cluster, before), "a to boot again")
     assert cluster.pid("a") == pid
     assert cluster.erl("a", "distsec_policy:in_force()") == "undefined"
     assert_out(cluster, "a")
@@ -183,15 +184,23 @@ def test_an_overlay_from_a_backup_forgets_no_denial_and_says_what_it_found(clust
     assert done.returncode == 1
     assert "the policy went back" in done.stdout
     assert "0badcafe" in overlay.read_text()
+
+    cluster.kill()
+    cluster.run()  # nothing on the disk contradicts itself any more
+    cluster.wait_running("a", "c")
+    assert f"denied again: {C}" in cluster.status()["policy_rolled_back"]
     cluster.distsec("deny", C)  # the operator has seen it
     assert "the policy went back" not in cluster.distsec("status", check=False).stdout
+    assert not (cluster.state / "rolled_back.json").exists()
 
 
 def test_a_state_directory_from_a_backup_learns_from_the_nodes_that_live(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    backup = tmp_path / "state"
-    shutil.copytree(cluster.state, backup, ignore=shutil.ignore_patterns("*.sock"))
+    backup, known = tmp_path / "state", len(rolled_back(cluster))
+    # Files that are being written have their own name only when they are whole.
+    passing = shutil.ignore_patterns("*.sock", ".distsec-new-*", "*.new")
+    shutil.copytree(cluster.state, backup, ignore=passing)
     cluster.distsec("deny", C)
     denied = generation(cluster, "a")
     cluster.kill()
@@ -199,7 +208,7 @@ def test_a_state_directory_from_a_backup_learns_from_the_nodes_that_live(
         if path.is_file() and path.name not in {"run.json", "orchestrator.json", "lock", "output.log"}:
             shutil.copy2(path, cluster.state / path.relative_to(backup))
     cluster.run()
-    event = cluster.wait(lambda: [e for e in rolled_back(cluster) if e["node"]], "a node's event")[0]
+    event = cluster.wait(lambda: [e for e in rolled_back(cluster)[known:] if e["node"]], "a node's event")[0]
     assert f"denied again: {C}" in event["detail"]
     cluster.wait(lambda: generation(cluster, "a") > denied, "a policy above what a had")
     assert C in (cluster.state / "policy.overlay").read_text()
@@ -227,8 +236,9 @@ def test_a_clock_that_was_set_back_revives_no_certificate(cluster: Cluster) -> N
     cluster.run()
     cluster.wait_running("a", "c")
     cluster.wait(lambda: "expired" in cluster.erl("a", decide), "the certificate to be expired")
-    assert "the clock was set back" in cluster.events("PolicyRolledBack")[-1]["detail"]
+    told = "the clock was set back"
+    cluster.wait(lambda: told in cluster.events("PolicyRolledBack")[-1]["detail"], "that to be told")
     cluster.signal(signal.SIGTERM)
     assert cluster.orchestrator is not None
-    cluster.orchestrator.wait(40)
+    cluster.orchestrator.wait(60)
     overlay.write_text(json.dumps(document | {"issued_at": 0}))

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsec.beam import render
+from distsec.beam import aflags, render
 from distsec.beam.erlang_text import Symbol, Term, erlang_string, erlang_term
 from distsec.beam.term import decode
 from distsec.model.cluster import Carrier
@@ -29,6 +29,7 @@ from distsec.model.policy import Phase, Policy, PolicyPeer, PolicyRule
 from distsec.model.secret import Secret
 from tests.releases import Otp
 from tests.system.certificates import TestAuthority
+from tests.system.cluster import free_ports
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.otp
@@ -267,7 +268,7 @@ def shake(directory: Path, *, server: Term = None, client: Term = None) -> Term:
 @pytest.mark.parametrize("locale", LOCALES)
 def test_any_word_comes_through_erlexec_unchanged(otp: Otp, locale: str, tmp_path: Path) -> None:
     batch = [f"/{HOSTILE}", *collected(paths, 120)]
-    flags = " ".join(f"-word{number} {render.escape_for_erlexec(word)}" for number, word in enumerate(batch))
+    flags = " ".join(f"-word{number} {aflags.escape_for_erlexec(word)}" for number, word in enumerate(batch))
     questions: list[Term] = [(Symbol("argument"), Symbol(f"word{number}")) for number in range(len(batch))]
     answers = ask_erl(otp, tmp_path, questions, locale=locale, aflags=flags)
     for word, answer in zip(batch, answers, strict=True):
@@ -324,7 +325,7 @@ def cluster(base: Path, agent_ebin: Path, carrier: Carrier, address: str) -> tup
     ebin = base / HOSTILE / "ebin"
     shutil.copytree(agent_ebin, ebin)
     names = [NodeName.parse(f"{head}@{address}") for head in ("bob", "alice")]
-    ports = free_ports(address, len(names))
+    ports = free_ports(len(names), address)
     policy = Policy(
         cluster="demo",
         generation=1,
@@ -365,10 +366,10 @@ def node_of(
         optfile=content,
     )
     (directory / "guard.term").write_bytes(guard)
-    aflags = render.erl_aflags(
+    flags = aflags.erl_aflags(
         node=name, carrier=carrier, directory=str(directory), ebin=str(ebin), address=address, port=port
     )
-    return Node(name, directory, address, port, aflags)
+    return Node(name, directory, address, port, flags)
 
 
 @contextmanager
@@ -409,18 +410,10 @@ def environment(node: Node, locale: str) -> dict[str, str]:
 
 def accepts(node: Node) -> bool:
     try:
-        with socket.create_connection((node.address, node.port), timeout=5):
+        with socket.create_connection((node.address, node.port), timeout=30):
             return True
     except OSError:
         return False
-
-
-def free_ports(address: str, count: int) -> list[int]:
-    """Ports that nobody has now; all are held until all are known."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server((address, 0), family=family)) for _ in range(count)]
-        return [int(listener.getsockname()[1]) for listener in held]
 
 
 @cache

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.releases import OTPS, Otp
+from tests.releases import OTPS
 from tests.system.cluster import Cluster
+from tests.system.of_module import meshed, of_module, started
 from tests.system.renewals import downs, drop, in_use, link_serials, serials
 
-
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(scope="module")
-def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
-    with Cluster(otp, beams) as cluster:
-        cluster.start()
-        yield cluster
-
-
-@pytest.fixture
-def cluster(shared: Cluster, otp: Otp, request: pytest.FixtureRequest) -> Cluster:
-    """Three nodes, RUNNING and meshed. Each test leaves them like that."""
-    request.node.user_properties.append(("otp", otp.stands_for))
-    shared.wait_running()
-    shared.wait_meshed()
-    return shared
+otp = of_module(OTPS)
+shared = started()
+cluster = meshed()
 
 
 def test_all_nodes_are_renewed_at_once_and_every_link_stays_up(cluster: Cluster) -> None:
@@ -85,6 +66,12 @@ def test_a_pair_that_somebody_drops_is_taken_within_a_second(cluster: Cluster, p
     print(f"dropped into {place}: served after {time.monotonic() - began:.2f} s")
     assert serials(cluster)["a@127.0.0.1"] == leaf.serial
     assert in_use(cluster, "a")[1] == leaf.certificate.read_bytes()
-    assert not list((cluster.node_directory("a") / "incoming").glob("*.pem"))
+    incoming = cluster.node_directory("a") / "incoming"
+    cluster.wait(lambda: not list(incoming.glob("*.pem")), "what was dropped to be taken away")
+    cluster.wait(
+        lambda: (
+            {s for (_, peer), s in link_serials(cluster).items() if peer == "a@127.0.0.1"} == {leaf.serial}
+        ),
+        "the links to be proven with it at the other ends too",
+    )
     assert downs(cluster) == down
-    assert {s for (_, peer), s in link_serials(cluster).items() if peer == "a@127.0.0.1"} == {leaf.serial}

@@ -12,6 +12,7 @@ import pytest
 from tests.releases import OTPS, Otp
 from tests.system.cluster import Cluster
 from tests.system.intruder import atom
+from tests.system.of_module import meshed, of_module
 from tests.waiting import wait_until
 
 HAMMER = """
@@ -36,15 +37,7 @@ end))
 TAKE = "recorder ! {take, self()}, receive {seen, Seen} -> lists:usort(Seen) end"
 
 
-@pytest.fixture(scope="module", params=OTPS, ids=str)
-def otp(request: pytest.FixtureRequest, agent_ebin: Path) -> Otp:
-    chosen: Otp = request.param
-    return chosen
-
-
-@pytest.fixture(autouse=True)
-def _count_release(otp: Otp, request: pytest.FixtureRequest) -> None:
-    request.node.user_properties.append(("otp", otp.stands_for))
+otp = of_module(OTPS)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +49,7 @@ def shared(otp: Otp, beams: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def cluster(shared: Cluster) -> Cluster:
-    """a, b and c, RUNNING and meshed."""
-    shared.wait_running()
-    shared.wait_meshed()
-    return shared
+cluster = meshed()
 
 
 def record(cluster: Cluster, name: str) -> None:
@@ -78,8 +66,7 @@ def serial(cluster: Cluster, name: str) -> str:
 def certify_again(cluster: Cluster, name: str) -> None:
     """As the warning of `certs revoke` says."""
     cluster.distsec("stop", cluster.node(name))
-    (cluster.node_directory(name) / "certificate.pem").unlink()
-    cluster.distsec("init", str(cluster.directory))
+    cluster.distsec("certs", "renew", cluster.node(name))
     cluster.distsec("start", cluster.node(name))
     record(cluster, name)
 
@@ -162,7 +149,7 @@ def _settle(cluster: Cluster) -> None:
         return cluster.metric("distsec_security_refusals_total")
 
     before = refused()
-    cluster.wait(lambda: refused() > before + 10, "more refusals", 20)
+    cluster.wait(lambda: refused() > before + 10, "more refusals")
 
 
 def test_a_denial_and_an_allow_in_quick_succession_end_as_the_last_one_says(cluster: Cluster) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import stat
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,26 @@ def wait_swept(cluster: Cluster) -> None:
     cluster.wait(lambda: not directories(cluster), "the directories of ended shells to go")
 
 
+def wait_ended(cluster: Cluster) -> None:
+    cluster.wait(lambda: cluster.erl("a", "whereis(test_shell_waits)") == "undefined", "its process to go")
+
+
+def wait_alone(cluster: Cluster) -> None:
+    """The links of shells of an earlier test have gone from the status, too, and their ends are told: the
+    last, since the node is told first.
+    """
+    wait_swept(cluster)
+    cluster.wait(lambda: not cluster.status_of("a")["links"], "the links of ended shells to go")
+    cluster.wait(
+        lambda: names_of(cluster, "ShellAttached") - names_of(cluster, "ShellDetached") == Counter(),
+        "the ends of shells to be told",
+    )
+
+
+def names_of(cluster: Cluster, kind: str) -> Counter[str]:
+    return Counter(event["peer"] for event in cluster.events(kind))
+
+
 # ---- without a terminal ----------
 
 
@@ -115,7 +137,7 @@ def test_an_evaluation_that_takes_too_long_is_ended_on_the_node(cluster: Cluster
     done = shell(cluster, "--timeout", "1", "--eval", waiting)
     assert (done.returncode, done.stdout) == (124, "")
     assert done.stderr == "distsec: no value within 1 s; the evaluation was ended\n"
-    assert cluster.erl("a", "whereis(test_shell_waits)") == "undefined"
+    wait_ended(cluster)
 
 
 @pytest.mark.otp
@@ -218,7 +240,7 @@ def test_ctrl_c_interrupts_an_evaluation_and_nothing_else(cluster: Cluster) -> N
         typed.type("q\r")
         assert typed.exit_code() == 0
         assert typed.as_before
-    assert cluster.erl("a", "whereis(test_shell_waits)") == "undefined"
+    wait_ended(cluster)
     assert cluster.pid("a") == pid
 
 
@@ -279,7 +301,7 @@ def test_closing_the_window_ends_the_shell_and_not_the_node(cluster: Cluster, de
 
 @pytest.mark.otp
 def test_two_shells_at_once_attach_and_detach_on_record(cluster: Cluster) -> None:
-    wait_swept(cluster)
+    wait_alone(cluster)
     before = len(cluster.orchestrator_lines())
     with terminal(cluster, TERM="xterm") as one, terminal(cluster, TERM="xterm") as other:
         one.wait(PROMPT)
@@ -329,11 +351,15 @@ def test_nothing_secret_is_in_arguments_or_environment_and_all_files_are_private
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
         cookie = (directory / ".erlang.cookie").read_bytes()
         assert len(cookie) >= 32
+        looked_into = set()
         for pid in proc.tree(typed.pid):
-            for file in ("cmdline", "environ"):
-                content = Path(f"/proc/{pid}/{file}").read_bytes()
-                assert cookie not in content
-                assert b"PRIVATE KEY" not in content
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a helper that has ended
+                for file in ("cmdline", "environ"):
+                    content = Path(f"/proc/{pid}/{file}").read_bytes()
+                    assert cookie not in content
+                    assert b"PRIVATE KEY" not in content
+                looked_into.add(pid)
+        assert typed.pid in looked_into
         environ = Path(f"/proc/{typed.pid}/environ").read_bytes().split(b"\0")
         names = {variable.partition(b"=")[0] for variable in environ if variable}
         assert names == {b"PATH", b"HOME", b"LC_ALL", b"ERL_CRASH_DUMP_SECONDS", b"TERM"} | erlexec_s(environ)
@@ -348,7 +374,7 @@ def erlexec_s(environ: list[bytes]) -> set[bytes]:
 
 @pytest.mark.otp
 def test_a_killed_shell_leaves_no_key_behind(cluster: Cluster) -> None:
-    wait_swept(cluster)
+    wait_alone(cluster)
     before = len(cluster.orchestrator_lines())
     with terminal(cluster, TERM="xterm") as typed:
         typed.wait(PROMPT)
@@ -388,7 +414,7 @@ def test_who_has_no_shell_is_told_why(cluster: Cluster) -> None:
         assert len(done.stderr.splitlines()) == 1
     finally:
         cluster.distsec("start", A)
-    assert directories(cluster) == []
+    wait_swept(cluster)
 
 
 @pytest.mark.otp
@@ -456,5 +482,6 @@ def test_a_shell_outlives_the_orchestrator_and_the_next_one_sees_it_to_its_end(
         stays.type("q().\r")
         assert stays.exit_code() == 0
     wait_swept(cluster)
+    cluster.wait(lambda: len(cluster.events("ShellDetached")) >= 2, "the ends of both to be told")
     details = {event.get("detail") for event in cluster.events("ShellDetached")}
     assert details == {None, "it ended while the orchestrator was away"}

@@ -215,7 +215,7 @@ def test_a_shell_links_with_nobody_but_its_node(cluster: Cluster) -> None:
         try:
             with false_node(cluster.port("a"), cluster.leaf("b"), "a@127.0.0.1"):
                 done = subprocess.run(
-                    [*shell.words, *use_words(Use.EVALUATE, shell.node, timeout_seconds=10, prompt=False)],
+                    [*shell.words, *use_words(Use.EVALUATE, shell.node, timeout_seconds=40, prompt=False)],
                     env=environment(str(shell.directory), {}, None),
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
@@ -234,7 +234,7 @@ def test_its_vm_starts_with_no_other_flags(cluster: Cluster) -> None:
     """The guard of nodes holds for shells too: none that listens, in plaintext, or with another resolver."""
     with held(cluster, "a") as shell:
         for more in (["-proto_dist", "inet_tcp"], ["-dist_listen", "true"], ["-setcookie", "x"]):
-            words = use_words(Use.EVALUATE, shell.node, timeout_seconds=10, prompt=False)
+            words = use_words(Use.EVALUATE, shell.node, timeout_seconds=40, prompt=False)
             done = subprocess.run(
                 [*shell.words, *more, *words],
                 env=environment(str(shell.directory), {}, None),
@@ -253,6 +253,8 @@ def test_who_steals_it_meanwhile_does_not_get_in_beside_it(cluster: Cluster) -> 
     with held(cluster, "a") as shell:
         first = try_as(cluster, shell)
         assert first.admitted
+        # Until net_kernel has it up, a second one is taken for a dial from both sides, and replaces it.
+        cluster.wait(lambda: shell.name in cluster.erl("a", "nodes(hidden)"), "the link")
         second = try_as(cluster, shell)
         assert not second.admitted
         second.connection.close()

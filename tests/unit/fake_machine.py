@@ -10,8 +10,7 @@ import hashlib
 import json
 import signal
 import threading
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def cluster_spec(*nodes: NodeSpec, **fields: Any) -> ClusterSpec:
         "carrier": Carrier.INET_TLS,
         "allowed_nodes": tuple(node.name for node in nodes),
         "nodes": nodes,
-        "acknowledge_deadline_seconds": 0.3,
+        "acknowledge_deadline_seconds": 1.0,
         "start_deadline_seconds": 5.0,
         "stop_deadline_seconds": 0.4,
         **fields,
@@ -264,12 +263,20 @@ class FakeServer:
         self.on_refused = on_refused
         self.pid: int | None = None
         self.closed = False
+        self.orphaned = False
+        """Its process has ended, and another one holds its connection."""
         self.commands: list[Command] = []
+
+    def present(self) -> bool:
+        return self.pid is not None and not self.orphaned
 
     async def start(self) -> None:
         if (error := self.node.machine.open_errors.get(self.node.name)) is not None:
             raise error
         self.node.server = self
+
+    async def mend(self) -> bool:
+        return False
 
     async def close(self) -> None:
         self.closed = True
@@ -378,6 +385,8 @@ class FakeRecords:
         self.lists: tuple[ListState, ...] = ()
         self.issued_elsewhere: tuple[Issued, ...] = ()
         self.given_serials: dict[str, frozenset[str]] = {}
+        self.stopped: frozenset[str] = frozenset()
+        self.went_back: tuple[str, ...] = ()
         self.cookies = FakeSecrets(machine.order)
 
     def write_cookies(self, spec: ClusterSpec, node: NodeSpec, overlay: Overlay) -> None:
@@ -388,6 +397,9 @@ class FakeRecords:
 
     def found(self, spec: ClusterSpec) -> tuple[Found, ...]:
         return self.evidence
+
+    def holds(self, node: NodeSpec, document: bytes) -> bool:
+        return self.machine.written.get(str(node.name)) == document
 
     def read_document(self, spec: ClusterSpec, document: bytes) -> Recovered:
         if document not in self.documents:
@@ -429,6 +441,22 @@ class FakeRecords:
         if self.load_error is not None:
             raise self.load_error
         return self.book
+
+    def stops(self) -> frozenset[str]:
+        return self.stopped
+
+    def save_stops(self, names: Collection[str]) -> None:
+        self.stopped = frozenset(names)
+        self.machine.order.append(("stops", *sorted(names)))
+
+    def rolled_back(self) -> tuple[str, ...]:
+        return self.went_back
+
+    def save_rolled_back(self, notes: Iterable[str]) -> None:
+        if self.machine.save_error is not None:
+            raise self.machine.save_error
+        self.went_back = tuple(notes)
+        self.machine.order.append(("went back", str(len(self.went_back))))
 
     def save_contacts(self, content: bytes) -> None:
         self.saved.append(content)
@@ -555,23 +583,61 @@ class FakeSuccession:
         return "CN=demo"
 
 
+class FakeFoundlings:
+    """Implements supervisor.foundlings.Foundlings. `occupants`: nodes whose port a VM of theirs has already;
+    `flagged`: processes that were started with a node's environment.
+    """
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+        self.occupants: dict[str, int] = {}
+        self.flagged: set[int] = set()
+        self.moved: dict[str, str] = {}
+
+    def take(self, node: NodeSpec, pid: int, start_time: int) -> FakeProcess:
+        self.machine.order.append(("take", str(node.name), str(pid)))
+        return self.machine.watch(pid, start_time)
+
+    def occupant(self, node: NodeSpec, port: int) -> int | None:
+        return self.occupants.get(str(node.name))
+
+    def below(self, node: NodeSpec, pid: int) -> int | None:
+        return pid if pid in self.flagged else None
+
+    def moved_from(self, node: NodeSpec) -> str | None:
+        return self.moved.pop(str(node.name), None)
+
+
+class FakeUsers:
+    """Implements supervisor.node_users.Users: every node runs as whoever runs the tests."""
+
+    async def settle(self, node: NodeSpec, note: Callable[..., None]) -> None:
+        return None
+
+    def entrust(self, node: NodeSpec) -> bool:
+        return False
+
+
 class FakeMachine:
     """Implements supervisor.machine.Machine. `order` is what happened to files and processes, in order."""
 
     def __init__(self, spec: ClusterSpec) -> None:
         self.overlay = Overlay()
         self.overlays: list[Overlay] = []
+        self.written: dict[str, bytes] = {}  # node → its policy file
         self.order: list[tuple[str, ...]] = []
         self.records = FakeRecords(self)
         self.credentials = FakeCredentials(self)
         self.succession = FakeSuccession()
+        self.users = FakeUsers()
+        self.foundlings = FakeFoundlings(self)
         self.nodes: dict[str, FakeNode] = {}
         self.refused: dict[str, tuple[str, str]] = {}
         self.leftover: dict[str, bool] = {}  # nodes with a process of an earlier orchestrator
-        self.preflight_error: DistsecError | None = None
+        self.unfit: dict[str, DistsecError] = {}  # nodes that there is nothing to start with
         self.start_error: DistsecError | None = None
+        self.held: dict[str, DistsecError] = {}  # nodes whose port somebody holds
         self.save_error: DistsecError | None = None
-        self.save_seconds = 0.0  # how long the disk takes, in whoever's thread saves
         self.write_error: DistsecError | None = None
         self.open_errors: dict[str, DistsecError] = {}  # nodes whose agent socket cannot be had
         self.last_pid = 100
@@ -595,7 +661,6 @@ class FakeMachine:
     def save_overlay(self, overlay: Overlay) -> None:
         if self.save_error is not None:
             raise self.save_error
-        time.sleep(self.save_seconds)
         self.overlay = overlay
         self.overlays.append(overlay)
         self.order.append(("save", str(overlay.generation)))
@@ -630,6 +695,8 @@ class FakeMachine:
         await asyncio.sleep(0)
         if self.start_error is not None:
             raise self.start_error
+        if str(node.name) in self.held:
+            raise self.held[str(node.name)]
         self.order.append(("start", str(node.name)))
         self.refused.pop(str(node.name), None)
         return self.nodes[str(node.name)].boot(document)
@@ -637,7 +704,7 @@ class FakeMachine:
     def boot_watch(self, node: NodeSpec, pid: int) -> FakeNode:
         return self.nodes[str(node.name)]
 
-    def watch(self, pid: int) -> FakeProcess:
+    def watch(self, pid: int, start_time: int) -> FakeProcess:
         return next(n.process for n in self.nodes.values() if n.process and n.process.pid == pid)
 
     def server(self, node: NodeSpec, *callbacks: Any) -> FakeServer:
@@ -670,6 +737,7 @@ class FakeMachine:
         if self.write_error is not None:
             raise self.write_error
         self.order.append(("write", str(node.name), str(json.loads(document)["generation"])))
+        self.written[str(node.name)] = document
 
     def cookies(self, node: NodeSpec, overlay: Overlay) -> CookieSet | None:
         if str(node.name) in overlay.condemned:
@@ -688,9 +756,14 @@ class FakeMachine:
     async def ready_epmd(self, node: NodeSpec) -> None:
         pass
 
+    async def check_runtime(self, node: NodeSpec) -> None:
+        if str(node.name) in self.unfit:
+            raise self.unfit[str(node.name)]
+
     async def preflight(self, node: NodeSpec) -> None:
-        if self.preflight_error is not None:
-            raise self.preflight_error
+        await self.check_runtime(node)
+        if str(node.name) in self.held:
+            raise self.held[str(node.name)]
 
     def rotate(self, node: NodeSpec) -> None:
         pass

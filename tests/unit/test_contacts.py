@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,16 @@ def test_a_tool_whose_time_is_over_and_that_met_one_node_only_makes_room() -> No
     }
     assert Contact("?a", "a", 0, 150) in book.contacts()
     assert "?a" in book.may_have_been()
+
+
+def test_of_tools_that_have_made_room_nothing_is_kept() -> None:
+    """Each of RabbitMQ's has a name of its own, for as long as the orchestrator runs."""
+    book = ContactBook()
+    for number in range(5 * MAX_UNLISTED):
+        book.up("a", tool(number, until=number), number)
+        book.down("a", tool(number, until=number), number)
+    kept = [value for value in vars(book).values() if isinstance(value, Sized)]
+    assert max(map(len, kept)) <= MAX_UNLISTED + 2
 
 
 def test_the_newest_serials_are_remembered() -> None:

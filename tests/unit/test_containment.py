@@ -658,3 +658,21 @@ async def test_no_policy_is_issued_for_a_time_before_the_last_one() -> None:
         assert machine.overlay.issued_at == 2**40
         assert "the clock was set back" in str(cluster.of_type(EventType.POLICY_ROLLED_BACK)[0].detail)
         assert json.loads(cluster.supervisor.desk.wanted.document)["generation"] == 4
+
+
+@pytest.mark.asyncio
+async def test_a_node_is_shown_as_tainted_until_it_is_back_and_one_that_is_held_is_not() -> None:
+    async with cluster_of("a", "b", prepare=linked((A, B))) as cluster:
+        await all_running(cluster)
+
+        def shown(name: str) -> bytes:
+            lines = cluster.metrics.render().splitlines()
+            return next(
+                line for line in lines if line.startswith(f'distsec_node_tainted{{node="{name}"'.encode())
+            )
+
+        cluster.machine.nodes[A].says_hello = False
+        denied = asyncio.create_task(cluster.supervisor.deny(B, compromised=True))
+        await until(lambda: shown(A).endswith(b" 1.0") and shown(B).endswith(b" 0.0"))
+        denied.cancel()
+        await asyncio.gather(denied, return_exceptions=True)

@@ -9,113 +9,34 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from distsec.beam import proc
-from distsec.control.client import ControlClient
-from distsec.daemon import STRAY_LINES, STRAY_SECONDS, Strays, notify, only_one, raise_open_files, run
+from distsec.control.presence import only_one, recorded
+from distsec.daemon import raise_open_files, run
 from distsec.errors import StoreError, Unavailable
 from distsec.observe.log import make_logger
+from distsec.observe.strays import STRAY_LINES, STRAY_SECONDS, Strays
 from distsec.pki.store import Store
 from distsec.supervisor import Supervisor
-from tests.waiting import wait_until
-
-CONFIG = """
-[cluster]
-name = "demo"
-state_dir = "state"
-on_exit = "stop"
-[security]
-mode = "production"
-[security.distribution]
-allowed_nodes = ["a@127.0.0.1"]
-[metrics]
-listen = "127.0.0.1:{metrics}"
-[[nodes]]
-name = "a@127.0.0.1"
-{command}
-port = {port}
-"""
-
-
-class Daemon:
-    """A cluster of one node, which something else would start, and the orchestrator as a process."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.config = directory / "distsec.toml"
-        self.state = directory / "state"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.write()
-
-    def write(self, text: str = CONFIG, **fields: object) -> None:
-        given = {"metrics": 0, "command": "", "port": free_port(), **fields}
-        self.config.write_text(text.format(**given))
-
-    def start(self, **environment: str) -> None:
-        with (self.directory / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from distsec.cli import main; main()", "run", "-c", str(self.config)],
-                stderr=log,
-                env={**os.environ, **environment},
-            )
-
-    def log(self) -> list[dict[str, Any]]:
-        """The JSON lines of its log."""
-        lines = (self.directory / "log").read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
-    def logged(self, event: str, **fields: object) -> dict[str, Any] | None:
-        for line in self.log():
-            if line["event"] == event and all(line.get(key) == value for key, value in fields.items()):
-                return line
-        return None
-
-    def ready(self) -> dict[str, Any]:
-        assert self.process is not None
-        wait_until(lambda: self.logged("ready") or self.process.poll() is not None, "the line `ready`", 30)  # type: ignore[union-attr]
-        found = self.logged("ready")
-        assert found is not None, self.told()
-        return found
-
-    def client(self) -> ControlClient:
-        return ControlClient(str(self.state / "control.sock"))
-
-    def ended(self) -> int:
-        assert self.process is not None
-        return self.process.wait(30)
-
-    def told(self) -> str:
-        """What it says on stderr that is no line of the log."""
-        lines = (self.directory / "log").read_text().splitlines()
-        return "\n".join(line for line in lines if not line.startswith("{"))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from tests.unit.daemon_process import CONFIG, Daemon, one_daemon
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    # short: a Unix socket's path has at most 107 bytes
-    with tempfile.TemporaryDirectory(prefix="ds", dir="/tmp") as directory:
-        made = Daemon(Path(directory))
+    with one_daemon() as made:
         yield made
-        if made.process is not None and made.process.poll() is None:
-            made.process.kill()
-            made.process.wait()
 
 
 def test_says_where_it_is_while_it_runs_and_leaves_no_trace(daemon: Daemon) -> None:
@@ -147,7 +68,7 @@ def test_a_second_orchestrator_is_told_who_runs_here(daemon: Daemon) -> None:
         [sys.executable, "-c", "from distsec.cli import main; main()", "run", "-c", str(daemon.config)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
     )
     assert second.returncode == StoreError.exit_code
     assert f"another orchestrator runs here (pid {first.pid})" in second.stderr
@@ -165,8 +86,6 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "text"),
     [
-        ({"metrics": "taken"}, 71, "[metrics] listen"),
-        ({"port": "taken", "command": 'command = ["erl"]'}, 71, "the port is in use"),
         ({"command": 'command = ["no-such-program"]'}, 72, "no-such-program is not on the PATH"),
         ({"text": "[cluster\n"}, 78, "distsec.toml"),
         ({"text": CONFIG + "\n[nonsense]\n"}, 78, "nonsense"),
@@ -175,17 +94,58 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
 def test_what_is_wrong_beforehand_is_one_line_and_nothing_is_started(
     daemon: Daemon, fields: dict[str, str], code: int, text: str
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        daemon.write(**{key: port if value == "taken" else value for key, value in fields.items()})  # type: ignore[arg-type]
-        daemon.start()
-        assert daemon.ended() == code
+    daemon.write(**fields)
+    daemon.start()
+    assert daemon.ended() == code
     assert text in daemon.told()
     assert len(daemon.told().splitlines()) == 1
     assert daemon.logged("NodeStarted") is None
     assert not (daemon.state / "orchestrator.json").exists()
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    """A port of loopback that somebody else listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+def test_a_held_port_is_told_at_once_and_the_orchestrator_goes_on(daemon: Daemon) -> None:
+    with taken_port() as port:
+        daemon.write(port=port, command='command = ["false"]')
+        daemon.start()
+        told = wait_until(lambda: daemon.logged("NodeStateChanged", reason="start_failed"), "the line")
+        assert f"BACKOFF: 127.0.0.1:{port}: the port is in use by process {os.getpid()} (" in told["detail"]
+        assert "end that process, or give the node another port" in told["detail"]
+        assert daemon.client().status()["healthy"] is False
+        assert daemon.logged("NodeStarted") is None
+    wait_until(lambda: daemon.logged("NodeStarted"), "its start, once the port is free")
+    assert daemon.told() == ""
+
+
+def test_a_held_port_of_the_metrics_keeps_no_node_down_and_they_are_served_when_it_is_free(
+    daemon: Daemon,
+) -> None:
+    with taken_port() as port:
+        daemon.write(metrics=port)
+        daemon.start()
+        assert daemon.ready()["metrics"] is None
+        problem = f"[metrics] listen = 127.0.0.1:{port}: the port is taken; choose another"
+        assert problem in daemon.client().status()["metrics_problem"]
+        assert daemon.client().status()["healthy"] is False
+        [told] = [line for line in daemon.log() if line["event"].startswith("metrics are not served")]
+        assert told["level"] == "error" and problem in told["error"]
+        assert json.loads((daemon.state / "orchestrator.json").read_text())["metrics"] is None
+    wait_until(lambda: daemon.logged("metrics are served"), "the metrics, once the port is free")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert b"distsec_build_info" in answer.read()
+    assert daemon.client().status()["metrics_problem"] is None
+
+    def recorded_where() -> bool:
+        record = json.loads((daemon.state / "orchestrator.json").read_text())
+        return bool(record["metrics"] == f"127.0.0.1:{port}")
+
+    wait_until(recorded_where, "where they are, on record")
 
 
 def test_a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_bad(daemon: Daemon) -> None:
@@ -206,8 +166,29 @@ def test_a_reload_takes_a_good_configuration_and_keeps_the_old_one_over_a_bad(da
     wait_until(
         lambda: sum(line["event"] == "ConfigurationReloaded" for line in daemon.log()) == 3, "the third"
     )
+    told = [line for line in daemon.log() if "cluster.name" in json.dumps(line)]
+    assert told == [refused], "once, with the reason"
     assert daemon.client().status()["cluster"] == "demo"
     assert len(daemon.client().status()["nodes"]) == 2
+
+
+def test_a_reload_that_is_asked_for_before_the_orchestrator_is_up_is_done_when_it_is(daemon: Daemon) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"the first half of a passphrase, ")
+        daemon.start("--passphrase-fd", str(reading), pass_fds=(reading,))
+        process = daemon.process
+        assert process is not None
+        # when it has taken that it has its configuration too, and waits for the other half
+        wait_until(lambda: not select.select([reading], [], [], 0)[0], "it to read the passphrase")
+        daemon.config.write_text(daemon.config.read_text() + '\n[[nodes]]\nname = "b@127.0.0.1"\n')
+        process.send_signal(signal.SIGHUP)
+    finally:
+        os.close(writing)
+        os.close(reading)
+    wait_until(lambda: daemon.logged("ConfigurationReloaded", result="allow"), "the reload")
+    assert [node["name"] for node in daemon.client().status()["nodes"]] == ["a@127.0.0.1", "b@127.0.0.1"]
+    assert sum(line["event"] == "ConfigurationReloaded" for line in daemon.log()) == 1
 
 
 def test_a_reload_whose_new_node_has_no_agent_socket_changes_nothing(daemon: Daemon) -> None:
@@ -218,7 +199,7 @@ def test_a_reload_whose_new_node_has_no_agent_socket_changes_nothing(daemon: Dae
     foreign.parent.mkdir(mode=0o700)
     foreign.write_text("not a socket")
     text = daemon.config.read_text().replace('name = "a@', 'name = "c@', 1)
-    daemon.config.write_text(text + '\n[[nodes]]\nname = "b@127.0.0.1"\nuser = "somebody"\n')
+    daemon.config.write_text(text + '\n[[nodes]]\nname = "b@127.0.0.1"\nrestart = "never"\n')
     daemon.process.send_signal(signal.SIGHUP)
     refused = wait_until(lambda: daemon.logged("ConfigurationReloaded", result="deny"), "the refusal")
     assert "agent.sock" in refused["detail"]
@@ -229,24 +210,8 @@ def test_a_reload_whose_new_node_has_no_agent_socket_changes_nothing(daemon: Dae
     daemon.process.send_signal(signal.SIGHUP)
     wait_until(lambda: daemon.logged("ConfigurationReloaded", result="allow"), "the reload")
     assert [node["name"] for node in daemon.client().status()["nodes"]] == ["c@127.0.0.1", "b@127.0.0.1"]
-    assert daemon.logged("not_enforced", key="nodes[1].user")
-
-
-def test_tells_systemd_when_it_is_ready_reloading_and_stopping(daemon: Daemon) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        path = str(daemon.directory / "notify")
-        systemd.bind(path)
-        systemd.settimeout(30)
-        daemon.start(NOTIFY_SOCKET=path)
-        assert systemd.recv(100) == b"READY=1"
-        daemon.ready()
-        assert daemon.process is not None
-        daemon.process.send_signal(signal.SIGHUP)
-        assert systemd.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-        assert systemd.recv(100) == b"READY=1"
-        daemon.process.send_signal(signal.SIGTERM)
-        assert systemd.recv(100) == b"STOPPING=1"
-        assert daemon.ended() == 0
+    warned = [line["detail"] for line in daemon.log() if line["event"] == "configuration"]
+    assert any("nodes[1].restart" in detail for detail in warned), warned
 
 
 class Clock:
@@ -328,8 +293,22 @@ def test_a_node_that_is_left_at_the_end_is_no_success(
         os.umask(umask)
 
 
-def test_without_systemd_nothing_is_said_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify("READY=1")
-    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
-    notify("READY=1")
+def test_a_record_that_cannot_be_kept_is_told_of_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, told = Store(tmp_path / "state"), list[str]()
+    store.write("orchestrator.json", b'{"pid": 1}\n')  # of one that was killed
+    written = store.write
+
+    def full(_relative: str, _content: bytes) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(store, "write", full)
+    with recorded(store, None, lambda error: told.append(str(error))) as presence:
+        presence.keep(None)
+        assert told == ["the disk is full"]
+        assert not store.exists("orchestrator.json")
+        monkeypatch.setattr(store, "write", written)
+        presence.keep(None)
+        assert json.loads(store.read("orchestrator.json"))["pid"] == os.getpid()
+    assert not store.exists("orchestrator.json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from distsec.beam import epmd, proc
 from distsec.beam.epmd import DEFAULT_PORT, ensure_epmd, epmd_port
-from distsec.errors import ConfigError, PortInUse, RuntimeMissing
+from distsec.errors import ConfigError, EpmdUnavailable, PortInUse, RuntimeMissing
+from distsec.pki.account import Account
 
 PORT = 43690
 
@@ -71,7 +74,7 @@ def test_a_host_without_epmd_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 def test_one_that_does_not_start_says_how_to_see_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listening(monkeypatch)
     failing = program(tmp_path / "epmd", "exit 1")
-    with pytest.raises(RuntimeMissing, match="does not start") as caught:
+    with pytest.raises(EpmdUnavailable, match="does not start") as caught:
         ensure(environment={"PATH": str(tmp_path)})
     assert str(failing) in str(caught.value)
 
@@ -99,3 +102,22 @@ def test_the_one_beside_the_nodes_own_erl_is_started_on_loopback_with_nothing_of
         ensure(erl, {"PATH": f"{tmp_path}/path:/usr/bin:/bin"})
     assert (tmp_path / "arguments").read_text() == f"-daemon -address 127.0.0.1 -port {PORT}\n"
     assert "hunter2" not in (tmp_path / "environment").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run it as somebody else")
+def test_that_of_a_node_with_a_user_runs_as_that_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    listening(monkeypatch)
+    monkeypatch.setattr(epmd, "START_SECONDS", 5.0)
+    alice = Account("alice", 54321, 54331, (54331,))
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # into pytest's own no other user can look
+        directory = Path(name)
+        directory.chmod(0o777)
+        program(directory / "epmd", f"{{ id -u; id -G; ps -o sid= $$; }} > {directory}/who; exit 1")
+        with pytest.raises(RuntimeMissing):
+            asyncio.run(ensure_epmd(PORT, None, {"PATH": f"{directory}:/usr/bin:/bin"}, alice))
+        user, groups, session = (directory / "who").read_text().splitlines()
+        assert (user, groups) == ("54321", "54331")
+        assert int(session) != os.getsid(0), "it could open root's terminal, and type into it"
+        directory.chmod(0o700)
+        with pytest.raises(RuntimeMissing, match="there is no epmd"):
+            asyncio.run(ensure_epmd(PORT, None, {"PATH": f"{directory}"}, alice))

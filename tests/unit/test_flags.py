@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distsec.beam.flags import find_forbidden, find_forbidden_in_vm
+from distsec.model.cookies import PLACEHOLDER
 
 NODE = "a@127.0.0.1"
 
@@ -36,6 +37,14 @@ def test_takes_the_node_s_own_name_and_refuses_another() -> None:
     assert find_forbidden(NODE, ["erl", "-name", NODE], {}, nothing) is None
     found = find_forbidden(NODE, ["erl", "-sname", "b"], {}, nothing)
     assert found is not None and "called a@127.0.0.1" in str(found)
+
+
+def test_takes_the_word_that_stands_for_no_cookie_and_no_other() -> None:
+    assert find_forbidden(NODE, ["erl", "-setcookie", PLACEHOLDER], {}, nothing) is None
+    assert find_forbidden_in_vm(NODE, ["-x"], ["beam.smp", "-x", "-setcookie", PLACEHOLDER]) is None
+    for words in (["-setcookie", "x"], ["-setcookie"], ["-setcookie", "b@h", PLACEHOLDER]):
+        found = find_forbidden(NODE, ["erl", "-setcookie", PLACEHOLDER, *words], {}, nothing)
+        assert found is not None and PLACEHOLDER in str(found), words
 
 
 def test_follows_args_files_through_comments_and_one_another() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distsec.errors import NameInvalid
@@ -36,6 +36,8 @@ def test_subjects_are_equal_where_their_structure_is(one: list[list[tuple[str, s
 
 
 @given(subjects)
+@example([[(CN, ",6=#")]])
+@example([[(CN, "a+b=#1")], [(O, "\\,6=#")]])
 def test_what_is_shown_leads_back_to_what_it_stands_for(subject: list[list[tuple[str, str]]]) -> None:
     identity = dn_identity(subject)
     assert canonical_identity(identity) == identity

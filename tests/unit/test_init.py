@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -308,15 +309,15 @@ def test_a_full_disk_leaves_a_run_that_a_later_one_completes(
     create = files.create_new
     countdown = 0
 
-    def until_full(directory: int, name: str, content: bytes, mode: int = 0o600) -> bool:
+    def until_full(directory: int, name: str, content: bytes, *more: Any) -> bool:
         nonlocal countdown
         countdown -= 1
         if countdown < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return create(directory, name, content, mode)
+        return create(directory, name, content, *more)
 
     monkeypatch.setattr(files, "create_new", until_full)
-    for left in range(13):
+    for left in range(14):
         target = tmp_path / f"x{left}"
         countdown = left
         with pytest.raises(
@@ -329,7 +330,7 @@ def test_a_full_disk_leaves_a_run_that_a_later_one_completes(
         countdown = 1000
         init(target, "--name", "demo", "--node", "a@h")
         assert contents(target).items() >= keys.items()
-        assert len(contents(target)) == 16
+        assert len(contents(target)) == 17
 
 
 def test_runs_at_the_same_time_agree_on_every_key(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsec.core import node_status as life
+from distsec.core.backoff import CAP_SECONDS, backoff_seconds
 from distsec.core.lifecycle import TABLE, step
-from distsec.core.node_arrows import BACKOFF_CAP_SECONDS, DOOM_SECONDS, backoff_seconds
+from distsec.core.node_arrows import DOOM_SECONDS
 from distsec.core.node_status import NodeStatus, Rules, StopStage, Why
 from distsec.model.cluster import NodeState, RestartPolicy
 from distsec.model.events import EventType, Severity
@@ -211,7 +212,7 @@ def test_restarts_of_an_earlier_period_are_forgotten() -> None:
 def test_the_pause_grows_and_half_of_it_is_chance() -> None:
     assert [backoff_seconds(n, 0.999999) for n in range(4)] == pytest.approx([0.25, 0.5, 1.0, 2.0], rel=1e-3)
     assert backoff_seconds(3, 0.0) == pytest.approx(1.0)
-    assert backoff_seconds(400, 0.999999) <= BACKOFF_CAP_SECONDS
+    assert backoff_seconds(400, 0.999999) <= CAP_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -306,6 +307,43 @@ def test_a_command_that_cannot_be_run_is_fatal_and_one_that_may_work_later_is_tr
     assert story.status.why is Why.START_FAILED
     story.then(life.StartRequested())
     assert story.then(life.StartFailed("port in use", lasting=False)) is NodeState.BACKOFF
+    assert (story.status.why, story.status.detail) == (Why.START_FAILED, "port in use")
+
+
+def test_a_start_that_something_keeps_from_succeeding_is_tried_until_it_does_and_is_no_flapping() -> None:
+    story = Story(restart_intensity=1, restart_period_seconds=60.0)
+    story.then(life.StartRequested())
+    pauses = []
+    for _ in range(20):
+        assert story.then(life.StartFailed("port in use", lasting=False)) is NodeState.BACKOFF
+        assert story.status.due is not None
+        pauses.append(story.status.due - story.now)
+        assert story.then(life.Tick(), story.status.due - story.now) is NodeState.STARTING
+    assert pauses == pytest.approx([backoff_seconds(n, 0.5) for n in range(20)])
+    assert max(pauses) <= CAP_SECONDS
+    story.then(life.ProcessStarted(PID))
+    assert story.status.failures == 0
+    assert story.die() is NodeState.BACKOFF, "the first time that it died"
+
+
+def test_a_start_that_is_asked_for_by_the_operator_begins_with_short_pauses_again() -> None:
+    story = Story()
+    story.then(life.StartRequested())
+    for _ in range(6):
+        story.then(life.StartFailed("port in use", lasting=False))
+        story.then(life.StartRequested())
+    story.then(life.StartFailed("port in use", lasting=False))
+    assert story.status.due == pytest.approx(story.now + backoff_seconds(0, 0.5))
+
+
+def test_a_node_that_nothing_could_start_is_fatal_without_a_try_and_the_operator_may_try_it() -> None:
+    story = Story()
+    assert story.then(life.FoundUnfit("no such program")) is NodeState.FATAL
+    assert (story.status.why, story.status.detail) == (Why.START_FAILED, "no such program")
+    assert not [effect for effect in story.effects if isinstance(effect, life.StartProcess)]
+    assert story.then(life.StartRequested()) is NodeState.STARTING
+    external = Story(external=True)
+    assert external.then(life.FoundUnfit("no such program")) is NodeState.STOPPED
 
 
 def test_an_external_node_is_never_started_and_runs_after_the_same_proof() -> None:
@@ -387,6 +425,7 @@ def test_every_change_of_state_is_published_with_its_reason() -> None:
 
 ARROWS = {
     (NodeState.STOPPED, NodeState.STARTING),
+    (NodeState.STOPPED, NodeState.FATAL),  # nothing could start it
     (NodeState.STARTING, NodeState.RUNNING),
     (NodeState.STARTING, NodeState.BACKOFF),
     (NodeState.STARTING, NodeState.STOPPING),
@@ -414,6 +453,7 @@ EVENTS = st.one_of(
     st.builds(life.Condemned),
     st.builds(life.Adopted, _pids),
     st.builds(life.StartFailed, st.just("x"), st.booleans()),
+    st.builds(life.FoundUnfit, st.just("x")),
     st.builds(life.ProcessStarted, _pids),
     st.builds(life.ProcessExited, _pids, st.sampled_from([None, 0, 1, -9])),
     st.builds(life.AgentConnected, _pids),
@@ -423,6 +463,7 @@ EVENTS = st.one_of(
     st.builds(life.GuardDisproven, _attempts, st.just("x")),
     st.builds(life.GuardRefused, st.just("x"), st.just("y")),
     st.builds(life.ForbiddenFlagFound, _pids, st.just("x")),
+    st.builds(life.AgentOfOtherVersion, st.just("x")),
     st.builds(life.Tick),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.floats(0, 40)), max_size=60)

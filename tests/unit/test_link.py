@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -33,13 +34,15 @@ from tests.unit.fake_agent import (
     refusals,
     snapshot_fields,
 )
+from tests.unit.later import later
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.asyncio
 
 HERE = Path(__file__)
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Waits for a condition, with a deadline."""
     try:
         async with asyncio.timeout(seconds):
@@ -120,6 +123,41 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
+
+
+async def test_who_cannot_be_looked_at_for_want_of_descriptors_is_accused_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(tmp_path / "a.sock") as watched:
+
+        def none_left(pid: int) -> ProcessHandle:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(agent_peer, "ProcessHandle", none_left)
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "a.sock"))
+            async with asyncio.timeout(20):
+                assert await reader.read() == b""
+            writer.close()
+        assert (watched.refused, watched.server.opening) == ([], set())
+        await watched.opened()
+
+
+@pytest.mark.parametrize(("gives_up", "reasons"), [(True, []), (False, ["proof"])])
+async def test_who_gave_up_before_it_was_challenged_is_accused_of_nothing(
+    tmp_path: Path, gives_up: bool, reasons: list[str]
+) -> None:
+    """The orchestrator was stopped, say. Who goes when it is challenged has another key."""
+    async with listening(tmp_path / "a.sock") as watched:
+        with socket.socket(socket.AF_UNIX) as agent:  # nothing is awaited: the orchestrator stands still
+            agent.connect(str(tmp_path / "a.sock"))
+            agent.sendall(packet((Atom("hello"), 1, NODE.encode(), bytes(32))))
+            if not gives_up:
+                agent.setblocking(False)
+                await asyncio.get_running_loop().sock_recv(agent, 4096)
+        await watched.opened()  # who comes after it is taken after it
+        await until(lambda: not watched.server.opening, "the end of the first")
+        assert watched.reasons == reasons
 
 
 # ---- an agent's day ---------------------------------------------------------------------------------
@@ -392,7 +430,9 @@ async def test_an_agent_whose_process_has_ended_gives_way_though_its_socket_is_o
             await asyncio.to_thread(process.wait)
             await until(lambda: watched.server.connected, "the first agent")
             assert watched.server.pid == process.pid
+            assert not watched.server.present(), "its pid may be anybody's from here on"
             await watched.opened()
+            assert watched.server.present()
             assert watched.server.pid == os.getpid()
             assert watched.lost == ["its process has ended"]
             assert watched.refused == []
@@ -430,6 +470,17 @@ async def test_a_process_that_has_ended_is_no_agent(tmp_path: Path) -> None:
         assert watched.reasons == ["process"]
 
 
+async def test_a_pid_that_is_another_users_by_now_is_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever connected has ended, its socket in a child's hands, and its pid was given to somebody."""
+    monkeypatch.setattr(agent_peer.proc, "owner", lambda pid: os.getuid() + 1)
+    async with listening(tmp_path / "a.sock") as watched:
+        agent = await FakeAgent(watched.path).connect()
+        assert await agent.closed() == [("goodbye", "process")]
+        assert watched.reasons == ["process"]
+
+
 async def test_an_error_in_the_asking_is_a_no(tmp_path: Path) -> None:
     async with listening(tmp_path / "a.sock") as watched:
         errors: list[object] = []
@@ -446,26 +497,30 @@ async def test_an_error_in_the_asking_is_a_no(tmp_path: Path) -> None:
         assert [type(error) for error in errors] == [LookupError]
 
 
-async def test_the_opening_has_a_deadline_up_to_the_snapshot(tmp_path: Path) -> None:
-    async with listening(tmp_path / "a.sock", deadline=0.2) as watched:
+async def test_the_opening_has_a_deadline_up_to_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(tmp_path / "a.sock", deadline=600.0) as watched:
         silent = await FakeAgent(watched.path).connect()
+        await until(lambda: watched.server.opening, "it to be taken")
+        later(monkeypatch, 600.0)
         assert await silent.closed() == []
         assert watched.reasons == ["timeout"]
 
         no_snapshot = await FakeAgent(watched.path).connect()
         no_snapshot.send(no_snapshot.proof(await no_snapshot.hello()))
         assert (await no_snapshot.receive())[0] == "welcome"
+        later(monkeypatch, 600.0)
         assert await no_snapshot.closed() == []
         assert watched.reasons == ["timeout", "timeout"]
         assert watched.lost == ["refused: timeout"]
 
 
-async def test_an_opened_connection_has_none(tmp_path: Path) -> None:
-    async with listening(tmp_path / "a.sock", deadline=0.1) as watched:
+async def test_an_opened_connection_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening(tmp_path / "a.sock", deadline=600.0) as watched:
         agent = await watched.opened()
-        loop = asyncio.get_running_loop()
-        after = loop.time() + 0.3
-        await until(lambda: loop.time() > after, "three deadlines")
+        later(monkeypatch, 1800.0)
+        await asyncio.sleep(0.05)  # whatever is due is done
         agent.send(refusal(1))
         await agent.receive_a("ack")
 

@@ -249,12 +249,14 @@ def test_links_in_place_of_the_copies_lead_nowhere(log: OutputLog, precious: Pat
     assert untouched(precious)
 
 
-def test_a_directory_in_place_of_a_copy_is_refused_and_nothing_is_truncated(log: OutputLog) -> None:
-    (log.path.parent / "output.log.new").mkdir()
+@pytest.mark.parametrize("name", ["output.log.new", "output.log.1", "output.log.2"])
+def test_a_directory_in_place_of_a_copy_makes_way_and_is_kept(log: OutputLog, name: str) -> None:
+    (log.path.parent / name).mkdir()
+    (log.path.parent / name / "precious").write_bytes(b"x")
     append(log, b"x" * (MAX + 1))
-    with pytest.raises(StoreError):
-        log.rotate()
-    assert log.path.stat().st_size == MAX + 1
+    assert log.rotate() == Rotation(kept=MAX, lost=1)
+    assert (log.path.parent / "output.log.1").read_bytes() == b"x" * MAX
+    assert [path.read_bytes() for path in log.path.parent.glob("*/precious")] == [b"x"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")

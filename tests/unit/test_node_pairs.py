@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -173,6 +174,38 @@ def test_without_an_accepted_pair_the_node_alone_is_refused(
     provision(spec, store, NOW, spoiled=lambda node, error: refused.setdefault(str(node.name), error))
     assert set(refused) <= {str(A)}
     assert node_pairs.ready(spec, store, Overlay(), spec.nodes[1], NOW) is None
+
+
+def expired(store: Store) -> None:
+    put(store, issued(store, days=1, now=NOW - 2 * DAY))
+
+
+def garbage(store: Store) -> None:
+    store.write(f"{DIRECTORY}/certificate.pem", b"no certificate\n")
+
+
+HERE = rf"run `distsec certs renew {A}`, then `distsec start {A}`$"
+THERE = (
+    rf"ask for one where the CA's key is \(docs/hosts\.md\): `distsec certs renew --offline {A} --out FILE`"
+    rf" here, .*`distsec certs sign .* there, .*`distsec certs renew --offline --answer ANSWER`,"
+    rf" then `distsec start {A}`$"
+)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "key_here", "do"),
+    [(garbage, True, HERE), (garbage, False, THERE), (expired, False, THERE)],
+    ids=["key here", "key elsewhere", "key elsewhere, expired"],
+)
+def test_what_is_to_be_done_is_what_works_where_it_is_read(
+    spec: ClusterSpec, store: Store, spoil: Callable[[Store], None], key_here: bool, do: str
+) -> None:
+    spoil(store)
+    if not key_here:
+        store.remove("ca/key.pem")
+    with pytest.raises(CertificateUnusable) as caught:
+        ready(spec, store)
+    assert re.search(do, caught.value.do), caught.value.do
 
 
 def test_one_that_has_expired_is_renewed_at_the_start(spec: ClusterSpec, store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,11 @@ import pytest
 from distsec.beam import node, proc, session
 from distsec.beam.logs import OutputLog
 from distsec.beam.node import Exit, NodeProcess, RunRecord, boot_id, node_environment, read_run
+from distsec.beam.provision import node_directory
 from distsec.errors import RuntimeMissing, StoreError
+from distsec.pki.store import Store
+from distsec.supervisor.node_users import NodeUsers
+from tests.unit.fake_machine import node_spec
 from tests.waiting import wait_until
 
 GRACE_SECONDS = 10.0
@@ -251,6 +257,26 @@ def test_an_exit_is_told_in_words() -> None:
 
 
 @pytest.mark.asyncio
+async def test_it_is_not_gone_before_its_rest_was_looked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    look = session.leftovers
+
+    def without_descriptors(*arguments: Any, **how: Any) -> list[session.Member]:
+        looks.append(1)
+        if len(looks) < 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return look(*arguments, **how)
+
+    monkeypatch.setattr(session, "leftovers", without_descriptors)
+    monkeypatch.setattr(node, "RETRY_SECONDS", 0.01)
+    process = bench.shell("exit 7")
+    assert await process.wait() == Exit(code=7)
+    assert len(looks) == 3 + 2
+
+
+@pytest.mark.asyncio
 async def test_a_signal_reaches_the_whole_group(bench: Bench) -> None:
     inner = "trap 'echo inner; exit' USR1; echo ready; while :; do sleep 0.05; done"
     process = bench.shell(f'trap "echo outer" USR1; sh -c "{inner}"; echo done')
@@ -421,6 +447,8 @@ async def test_an_unmarked_helper_of_an_adopted_leader_is_its_own_only_if_it_beg
     monkeypatch.setattr(node, "_ALIVE_SLACK_TICKS", slack)
     with orphan(bench, f"{UNMARKED}; wait") as run:
         helper = int((await bench.says("helper=")).split("=")[1])
+        # until then it is the shell's own copy, whose output is the node's log
+        await bench.until(lambda: proc.arguments(helper) == ("sleep", "600"), "the helper to be itself")
         try:
             process = NodeProcess.adopt(run, bench.log)
             assert process is not None
@@ -450,6 +478,24 @@ async def test_a_reused_pid_is_neither_adopted_nor_touched(bench: Bench) -> None
         assert node.leftovers(earlier, bench.log) == []
         left = await session.end([session.Member(stranger.pid, stranger.start_time - 1)], GRACE_SECONDS)
         assert left == [] and alive(stranger.pid)
+
+
+@pytest.mark.asyncio
+async def test_another_users_process_is_neither_adopted_nor_ended_whatever_the_record_says(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without a user of its own can write run.json, and we may have CAP_KILL."""
+    store = Store(bench.root / "state")
+    spec = node_spec("a")
+    users = NodeUsers(store)
+    with orphan(bench, "exec sleep 600") as run:
+        monkeypatch.setattr(proc, "owner", lambda pid: os.geteuid() + 1)
+        assert NodeProcess.adopt(run, bench.log) is None
+        forged = replace(run, uid=os.geteuid() + 2)
+        store.write(f"{node_directory(spec.name)}/run.json", forged.to_bytes())
+        await users.settle(spec, lambda *said, **more: None)
+        assert not store.exists(f"{node_directory(spec.name)}/run.json")
+        assert alive(run.pid)
 
 
 @pytest.mark.asyncio

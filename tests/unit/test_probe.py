@@ -32,12 +32,15 @@ from distsec.beam.probe import (
     probe,
 )
 from distsec.model.cluster import Carrier
+from tests.system.cluster import free_ports
 from tests.waiting import wait_until
 
 PATIENCE_SECONDS = 20.0
-"""For a probe that is expected to get an answer: it returns as soon as it has one."""
+"""For a probe that is expected to get an answer: it returns as soon as it has one. It waits for a quarter of
+this for a node that says nothing, which gives up after 7 s (net_setuptime).
+"""
 
-SHORT_SECONDS = 1.0
+SHORT_SECONDS = 2.0
 """For a probe that is expected to get none."""
 
 IDENTITY = "spiffe://probe/node/127.0.0.1/served"
@@ -91,9 +94,7 @@ def served(tmp_path: Path) -> Served:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def accepts(port: int) -> bool:
@@ -274,7 +275,7 @@ def test_a_look_at_the_certificate_takes_one_connection_and_no_verdict(
     assert list(result.local_addresses) == opened
     assert len(opened) == 1
     assert result.requires_client_certificate is None
-    gone = asyncio.run(look_at_certificate("127.0.0.1", port, SHORT_SECONDS))
+    gone = asyncio.run(look_at_certificate("127.0.0.1", port, PATIENCE_SECONDS))
     assert (gone.certificate, gone.error) == (None, "TLS: Connection refused")
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distsec.beam import protocol
 from distsec.beam.frames import Frames, frame
 from distsec.beam.messages import (
     AgentRefusal,
@@ -174,6 +175,17 @@ def test_refuses_a_proof_that_does_not_verify(mac: bytes) -> None:
 def test_another_version_says_which_side_to_upgrade(version: int, older: str) -> None:
     error = refused(connection(), (Atom("hello"), version, b"whatever", 17), reason="version")
     assert error.do == f"upgrade the {older}"
+
+
+def test_an_older_version_that_is_spoken_is_answered_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "VERSION", 2)
+    monkeypatch.setattr(protocol, "SPOKEN", frozenset({1, 2}))
+    for version in (1, 2):
+        made = connection()
+        receive(made, (Atom("hello"), version, NODE.encode(), AGENT_NONCE))
+        [challenge] = said(made)
+        assert challenge[:2] == (Atom("challenge"), version)
+    refused(connection(), (Atom("hello"), 3, NODE.encode(), AGENT_NONCE), reason="version")
 
 
 @pytest.mark.parametrize(

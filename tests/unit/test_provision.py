@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import socket
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from distsec.beam import render
+from distsec.beam import proc, render
 from distsec.beam.overlay import Overlay, save_overlay
 from distsec.beam.ports import _listen, allot_ports, check_port_free
 from distsec.beam.provision import (
@@ -76,8 +78,9 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Consecutive ports that are free now: for a range."""
-    for first in range(20_000, 30_000, count):
+    """Consecutive ports that are free now: for a range. Each of the processes that run tests has its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for first in range(20_000 + worker * 1_000, 21_000 + worker * 1_000, count):
         try:
             for port in range(first, first + count):
                 check_port_free("127.0.0.1", port)
@@ -98,6 +101,7 @@ def listening(port: int) -> socket.socket:
 def test_everything_of_the_state_directory_is_made(spec: ClusterSpec, store: Store) -> None:
     report = provision(spec, store, NOW)
     expected = {"ca/key.pem", "ca/certificate.pem", "ca/policy.key", "ca/cookie.secret", "ports.json"}
+    expected |= {"ca/host.key"}
     expected |= {f"nodes/{node}/{name}" for node in (A, B) for name in NODE_FILES}
     assert set(report.made) == expected
     assert report.kept == []
@@ -386,6 +390,17 @@ def test_a_port_in_use_names_the_process_that_holds_it() -> None:
     finally:
         holder.communicate(b"\n")
     check_port_free("127.0.0.1", port)
+
+
+def test_of_a_holder_that_cannot_be_seen_the_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "holder", lambda port: None)  # as it is without any capability
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    for address in ("127.0.0.1", "0.0.0.0"):
+        with socket.create_server((address, 0)) as held:
+            port = held.getsockname()[1]
+            with pytest.raises(PortInUse, match=rf"in use by a process of {me} \(uid {os.geteuid()}\); end"):
+                check_port_free("127.0.0.1", port)
+            assert proc.listening_uid("127.0.0.2", port) == (os.geteuid() if address == "0.0.0.0" else None)
 
 
 def test_a_port_that_is_being_allotted_is_seen_by_others() -> None:

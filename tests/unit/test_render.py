@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsec.beam import render
+from distsec.beam import aflags, render
 from distsec.beam.erlang_text import ExternalFunction, Symbol, Term, erlang_atom, erlang_term
 from distsec.beam.tls_options import CIPHER_SUITES, Role, refuse_illegal, tls_options
 from distsec.errors import ConfigError
@@ -65,7 +65,7 @@ def flags(**changes: object) -> str:
         "address": "127.0.0.1",
         "port": 9100,
     }
-    return render.erl_aflags(**{**fields, **changes})  # type: ignore[arg-type]
+    return aflags.erl_aflags(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 # ---- terms -------------------------------------------------------------------------------------------------
@@ -280,11 +280,15 @@ def test_the_flags_are_exactly_these() -> None:
     assert flags() == (
         "-distsec_dir /state/nodes/poller -mode interactive -pa /lib/ebin -name poller@127.0.0.1"
         " -proto_dist distsec -ssl_dist_optfile /state/nodes/poller/dist.conf"
-        " -epmd_module distsec_epmd -start_epmd false -nocookie -no_epmd false"
+        " -epmd_module distsec_epmd -start_epmd false -nocookie -no_epmd false -erl_epmd_port 9100"
         " -kernel inet_dist_use_interface {127,0,0,1} inet_dist_listen_min 9100 inet_dist_listen_max 9100"
         " inet_dist_listen_options [{nodelay,true},{buffer,262144}]"
         " inet_dist_connect_options [{nodelay,true},{buffer,262144}]"
     )
+
+
+def test_where_an_epmd_is_wanted_it_is_asked() -> None:
+    assert "-erl_epmd_port" not in flags(epmd=Epmd.LOOPBACK)
 
 
 def test_a_short_name_and_a_carrier_without_tls_change_the_flags() -> None:
@@ -322,7 +326,7 @@ def test_refuses_an_agent_that_the_environment_cannot_carry(ebin: str) -> None:
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_an_escaped_word_is_the_word_to_erlexec(word: str) -> None:
-    escaped = render.escape_for_erlexec(word)
+    escaped = aflags.escape_for_erlexec(word)
     assert re.sub(r"\\(.)", r"\1", escaped, flags=re.DOTALL) == word
     assert not re.search(r"""(?<!\\)(\\\\)*[ \t\n\r\v\f'"]""", escaped)
 

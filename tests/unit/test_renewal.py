@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 
 from distsec.beam.messages import Command, LinkProof, LinkUnproven
+from distsec.beam.probe import ProbeResult
 from distsec.core.renewal import Life
 from distsec.core.wanted import Overlay
 from distsec.errors import CaKeyUnavailable, Unavailable, UsageError
-from distsec.model.cluster import Carrier, Link, Mode
+from distsec.model.cluster import Carrier, Link, Mode, NodeSpec
 from distsec.model.events import EventType, Severity
 from distsec.supervisor import dropped, renewal, serving
 from distsec.supervisor.credentials import INTERRUPTED, Place, Seen
+from distsec.supervisor.proving import Proving
 from tests.unit.fake_machine import FakeCredentials, FakeMachine
+from tests.unit.later import later
 from tests.unit.test_supervisor import Cluster, running, until, up
+from tests.waiting import PATIENCE_SECONDS
 
 A, B, C = (f"{name}@127.0.0.1" for name in "abc")
 NEW = 0x10000
@@ -54,7 +59,7 @@ def serial(cluster: Cluster, name: str) -> str:
 
 def of(cluster: Cluster, name: str) -> dict[str, Any]:
     status = cluster.status(name)
-    return {"serial": status["certificate"]["serial"], **status["renewal"]}
+    return {"serial": status["certificate"]["serial"], "state": None, **(status["renewal"] or {})}
 
 
 def ends_in(seconds: float, **more: Any) -> Life:
@@ -140,9 +145,10 @@ async def test_a_link_that_was_proven_with_the_certificate_before_is_proven_agai
         for one, other in ((A, B), (B, A)):
             node = cluster.supervisor.nodes[one]
             node.observed.links[other] = replace(node.observed.links[other], serial=serial(cluster, other))
-        await asyncio.sleep(0.1)  # one that was under way
+        await looked_at(cluster)  # after one that was under way
         asked = len(cluster.fake(A).asked_to_renew)
-        await asyncio.sleep(0.3)
+        await looked_at(cluster)
+        await looked_at(cluster)
         assert len(cluster.fake(A).asked_to_renew) == asked
 
 
@@ -226,7 +232,28 @@ async def test_a_certificate_that_cannot_be_renewed_is_tried_again_and_warned_of
         assert event.detail.startswith("the certificate ends in 12 minutes")
         cluster.machine.credentials.renew_error = None
         await until(lambda: of(cluster, A)["state"] == "current")
-        assert cluster.of_type(EventType.CERTIFICATE_RENEWED, reason="due")
+        await until(lambda: cluster.of_type(EventType.CERTIFICATE_RENEWED, reason="due"))
+
+
+async def test_a_look_at_the_files_in_the_middle_of_a_renewal_makes_no_other_one_of_it() -> None:
+    async with up("a", carrier=Carrier.DISTSEC) as cluster:
+        credentials, renewal = cluster.machine.credentials, cluster.supervisor.renewal
+        installed, go_on, renew = threading.Event(), threading.Event(), credentials.renew
+
+        def slow(*given: Any) -> Any:
+            pair = renew(*given)
+            installed.set()
+            assert go_on.wait(PATIENCE_SECONDS)
+            return pair
+
+        credentials.renew = slow  # type: ignore[method-assign]
+        renewing = asyncio.create_task(renewal.renew([A]))
+        await until(installed.is_set)
+        await renewal._read_all()
+        go_on.set()
+        assert (await renewing)["done"]
+        await looked_at(cluster)  # which waits for whoever is at it
+        assert [event.reason for event in cluster.of_type(EventType.CERTIFICATE_RENEWED)] == ["command"]
 
 
 async def test_one_that_has_expired_makes_the_cluster_degraded() -> None:
@@ -291,6 +318,47 @@ async def test_stock_otp_proves_no_link_and_recycles_each_when_asked() -> None:
 
 
 # ---- what somebody else brings ----------------------------------------------------------------------------
+
+
+async def test_a_node_whose_links_are_never_proven_does_not_hold_up_renewals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may say for ever that they have an old proof, and answer nothing that it is asked."""
+    monkeypatch.setattr(renewal, "LINKS_TICKS", 1)
+    looks, begun, go_on = 0, 0, asyncio.Event()
+
+    async def prove(cluster: object, serials: object) -> dict[str, object]:
+        await go_on.wait()
+        return {}
+
+    async with up("a", "b", carrier=Carrier.DISTSEC) as cluster:
+        watched = cluster.supervisor.renewal
+        look, again = watched._look_at_links, watched._prove_again
+
+        def counted_look() -> None:
+            nonlocal looks
+            looks += 1
+            look()
+
+        async def counted_again(names: frozenset[str]) -> None:
+            nonlocal begun
+            begun += 1
+            await again(names)
+
+        monkeypatch.setattr(watched, "_look_at_links", counted_look)
+        monkeypatch.setattr(watched, "_prove_again", counted_again)
+        with monkeypatch.context() as patched:
+            patched.setattr(renewal.link_proof, "prove", prove)
+            link_up(cluster, A, B)
+            await until(lambda: begun)
+            waiting = asyncio.create_task(watched.renew([B]))
+            seen = looks
+            await until(lambda: looks > seen + 3)
+            assert begun == 1, "who renews is next"
+        before = serial(cluster, B)
+        go_on.set()
+        await waiting
+        assert serial(cluster, B) != before
 
 
 async def looked_at(cluster: Cluster) -> None:
@@ -363,17 +431,22 @@ async def test_a_bad_pair_in_the_directory_itself_is_replaced() -> None:
         assert event.detail.endswith("the one before it is in its place again")
 
 
-async def test_files_that_may_be_half_written_are_waited_for() -> None:
+async def test_files_that_may_be_half_written_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropped, "QUIET_SECONDS", 8.0)
     async with up("a", carrier=Carrier.DISTSEC) as cluster:
-        drops, began = cluster.machine.credentials.drops, time.monotonic()
+        drops = cluster.machine.credentials.drops
         for stamp in range(8):  # somebody writes, and writes
             drops[A, Place.DIRECTORY] = Seen((stamp,), None, "key_mismatch", "does not fit", unsettled=True)
             await looked_at(cluster)
-        assert time.monotonic() - began > 0.3
+            later(monkeypatch, 4.0)
+            cluster.fake(A).says(cluster.fake(A).heartbeat())
         assert not cluster.of_type(EventType.CERTIFICATE_REFUSED)
         drops[A, Place.DIRECTORY] = dropped_pair("d0d0", 9)
         await until(lambda: cluster.of_type(EventType.CERTIFICATE_RENEWED, serial="d0d0"))
         drops[A, Place.DIRECTORY] = Seen((10,), None, "key_mismatch", "does not fit", unsettled=True)
+        await looked_at(cluster)
+        assert not cluster.of_type(EventType.CERTIFICATE_REFUSED)
+        later(monkeypatch, 8.0)
         await until(lambda: cluster.of_type(EventType.CERTIFICATE_REFUSED))
 
 
@@ -386,6 +459,23 @@ async def test_an_installation_of_another_command_is_finished_and_served_and_no_
         credentials.lives[A] = replace(credentials.life(cluster.supervisor.nodes[A].spec), serial="e0e0")
         await until(lambda: cluster.of_type(EventType.CERTIFICATE_RENEWED, serial="e0e0", reason="installed"))
         assert cluster.fake(A).serves == "e0e0"
+
+
+async def test_a_look_at_a_port_from_before_a_renewal_makes_no_other_one_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with up("a", carrier=Carrier.DISTSEC) as cluster:
+        node, machine = cluster.supervisor.nodes[A], cluster.machine
+
+        async def look(spec: NodeSpec, opened: Callable[[str], object]) -> ProbeResult:
+            seen = replace(machine.probed, certificate=machine.certificate(spec))
+            await cluster.supervisor.renewal.renew([A])
+            return seen
+
+        monkeypatch.setattr(machine, "probe", look)
+        await Proving(node).prove(node.status.attempt)
+        await looked_at(cluster)
+        assert [event.reason for event in cluster.of_type(EventType.CERTIFICATE_RENEWED)] == ["command"]
 
 
 async def test_what_a_start_found_spoiled_is_told_of() -> None:

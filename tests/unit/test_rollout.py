@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distsec.core import rollout
 from distsec.core.rollout import (
     Acknowledged,
+    Asked,
     Content,
     Finish,
     NodeGone,
@@ -79,6 +80,16 @@ def test_a_node_that_is_silent_rolls_the_allow_back_and_is_named() -> None:
     ]
     assert story.all("a", "b") is Stage.DONE
     assert story.effects == [Finish(False, ("a", "b"), {"c": "no_answer"})]
+
+
+@pytest.mark.parametrize("begin", [rollout.begin_allow, rollout.begin_deny])
+def test_the_time_to_answer_begins_when_the_nodes_are_asked_and_not_when_the_disk_is(begin: object) -> None:
+    story = Story(begin)
+    before = story.state.stage
+    assert story.then(Asked(), 10 * SECONDS) is before
+    assert story.effects == []
+    assert story.then(Tick(), SECONDS - 0.1) is before
+    assert story.then(Tick(), 0.1) is not before
 
 
 def test_a_node_that_refuses_rolls_the_allow_back_at_once() -> None:

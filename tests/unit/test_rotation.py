@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from distsec.core import rotation
+from distsec.core import rotation, rotation_record
 from distsec.core.rotation import (
     AFTER,
     BACK,
@@ -67,16 +67,16 @@ def test_a_bundle_is_narrowed_or_a_leaf_changed_only_by_a_step_that_keeps_every_
 
 def test_the_kept_phase_says_who_is_trusted_and_who_issues_as_the_pki_reads_it() -> None:
     assert (str(Ca.OLD), str(Ca.NEW)) == (trust.CURRENT, trust.NEXT)
-    assert (str(Phase.IDLE), rotation.to_fields(Phase.IDLE, 0)["schema"]) == (trust.IDLE, trust.SCHEMA)
+    assert (str(Phase.IDLE), rotation_record.to_fields(Phase.IDLE, 0)["schema"]) == (trust.IDLE, trust.SCHEMA)
     for phase in Phase:
-        fields = json.loads(json.dumps(rotation.to_fields(phase, 7)))
-        assert rotation.from_fields(fields) == Rotation(phase)
+        fields = json.loads(json.dumps(rotation_record.to_fields(phase, 7)))
+        assert rotation_record.from_fields(fields) == Rotation(phase)
         assert fields["issuing"] in fields["trusted"]
         assert set(fields["trusted"]) <= set(fields["known"])
         with pytest.raises(ValueError):
-            rotation.from_fields({**fields, "trusted": ["ca/old"]})
+            rotation_record.from_fields({**fields, "trusted": ["ca/old"]})
     with pytest.raises(ValueError):
-        rotation.from_fields({**rotation.to_fields(Phase.IDLE, 0), "phase": "done"})
+        rotation_record.from_fields({**rotation_record.to_fields(Phase.IDLE, 0), "phase": "done"})
 
 
 # ---- one command at a time ---------------------------------------------------------------------------------
@@ -220,9 +220,29 @@ def test_late_answers_change_nothing() -> None:
 def test_a_cluster_without_nodes_is_rotated_too() -> None:
     none = frozenset[str]()
     state, effects = step(Rotation(Phase.PREPARED), Asked(Command.ACTIVATE, none))
-    assert effects == (Save(Phase.ACTIVATING), Attain(Check.LINKS))
+    assert effects == (Bring(none),), "there may be some by now"
+    state, effects = step(state, Brought(Phase.PREPARED, none, none, {}))
+    assert effects == (Save(Phase.ACTIVATING), Bring(none))
+    state, effects = step(state, Brought(Phase.ACTIVATING, none, none, {}))
+    assert effects == (Attain(Check.LINKS),)
     state, effects = step(state, Passed(Check.LINKS, Phase.ACTIVATING, none))
     assert state.phase is Phase.ACTIVATED
+
+
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PRUNING])
+def test_a_first_node_that_is_added_while_a_rollback_is_asked_for_is_brought_back_too(phase: Phase) -> None:
+    """Its files are those of the phase that is being left, and the CA in them is about to go."""
+    world = World(phase=phase, new=1, state=Rotation(phase))
+    world.ask(Command.ROLLBACK)
+    world.nodes["n1"] = Node(world.wanted(), None)
+    while not world.at_rest:
+        world.go_on(0)
+        if world.phase is Phase.REISSUING and "n2" not in world.nodes:
+            world.nodes["n2"] = Node(world.wanted(), None)
+        for one in world.nodes.values():
+            assert all(one.disk.leaf in other.disk.bundle for other in world.nodes.values())
+    assert world.phase is Phase.IDLE
+    assert [node.disk for node in world.nodes.values()] == [Version(frozenset({0}), 0)] * len(world.nodes)
 
 
 # ---- every interleaving ------------------------------------------------------------------------------------
@@ -296,7 +316,7 @@ class World:
     def kill(self) -> None:
         """The orchestrator, and the one that starts next: it has the saved phase and nothing else."""
         self.queue, self.running, self.answer = [], {}, {}
-        self.state = rotation.from_fields(rotation.to_fields(self.phase, 0))
+        self.state = rotation_record.from_fields(rotation_record.to_fields(self.phase, 0))
         for node in self.nodes.values():  # beam.provision
             if not node.disk_full:
                 node.disk.bundle = self.wanted().bundle
@@ -330,6 +350,8 @@ class World:
             case Bring(nodes):
                 self.answer = {}
                 self.running = {name: self._bring(name) for name in nodes}
+                if not nodes:
+                    self._feed(Brought(self.state.phase, self.names, frozenset(), {}))
             case Attain(check):
                 self._attain(check)
 

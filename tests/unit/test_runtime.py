@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,14 @@ def test_stale_files_of_an_erts_that_is_gone_are_not_believed(tmp_path: Path) ->
     assert inspect(erl, {"PATH": os.environ["PATH"]}).release == 27
 
 
+@pytest.mark.parametrize("version", ["A" * 252, "a/" * 100, "\0"])
+def test_what_the_files_name_and_no_path_can_be_is_not_believed(tmp_path: Path, version: str) -> None:
+    erl = installation(tmp_path, "24")
+    (tmp_path / "releases" / "start_erl.data").write_text(f"{version} 27")
+    script(erl, "printf 27")
+    assert inspect(erl, {"PATH": os.environ["PATH"]}).release == 27
+
+
 def test_an_old_installation_is_refused_from_its_files(tmp_path: Path) -> None:
     with pytest.raises(RuntimeMissing, match="OTP 24 is too old"):
         inspect(installation(tmp_path, "24"), {})
@@ -166,6 +176,25 @@ def test_an_erl_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(runtime, "ASK_DEADLINE_SECONDS", 0.2)
     with pytest.raises(RuntimeMissing, match="does not tell"):
         inspect(script(tmp_path / "bin" / "erl", "exec sleep 60"), {"PATH": os.environ["PATH"]})
+
+
+def test_what_the_node_could_put_there_holds_nobody_up_and_fills_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that its own user can write to is read and run as that user, by whoever starts the node."""
+    monkeypatch.setattr(runtime, "ASK_DEADLINE_SECONDS", 5.0)
+    erl = script(tmp_path / "bin" / "erl", f"ps -o sid= $$ >{tmp_path}/session; exec yes 27")
+    (tmp_path / "releases").mkdir()
+    os.mkfifo(tmp_path / "releases" / "start_erl.data")
+    signal.alarm(60)  # a FIFO that is waited for
+    try:
+        began = time.monotonic()
+        with pytest.raises(RuntimeMissing, match="does not tell"):
+            inspect(erl, {"PATH": os.environ["PATH"]})
+        assert time.monotonic() - began < 4, "it was not read to the end"
+    finally:
+        signal.alarm(0)
+    assert int((tmp_path / "session").read_text()) != os.getsid(0), "it could type into our terminal"
 
 
 def test_files_and_a_run_tell_the_same_of_a_real_installation(otp: Any, environment: dict[str, str]) -> None:

@@ -19,10 +19,13 @@ from distsec.beam.messages import EventKind, Lane, LaneEvent
 from distsec.beam.node import Exit
 from distsec.beam.probe import ProbeResult
 from distsec.control.service import Orchestrator
+from distsec.core import node_arrows
 from distsec.core import node_status as life
 from distsec.errors import (
     CommandFailed,
     ConfigError,
+    DistsecError,
+    EpmdUnavailable,
     GuardNotInForce,
     NotAcknowledged,
     NotFound,
@@ -33,7 +36,7 @@ from distsec.errors import (
     UsageError,
 )
 from distsec.model.cluster import ClusterSpec, Link, NodeState, RestartPolicy
-from distsec.model.events import EventType, SecurityEvent
+from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.policy import Direction, Reason
 from distsec.observe.bus import Bus
 from distsec.observe.log import make_logger
@@ -41,9 +44,10 @@ from distsec.observe.metrics import Metrics
 from distsec.supervisor import Supervisor
 from tests.unit.fake_machine import FakeMachine, FakeNode, cluster_spec, node_spec
 from tests.unit.fake_place import FakePlace
+from tests.unit.later import later
+from tests.waiting import PATIENCE_SECONDS
 
 A, B, C = (f"{name}@127.0.0.1" for name in "abc")
-SECONDS = 10.0
 
 
 class Cluster:
@@ -57,6 +61,7 @@ class Cluster:
         self.bus.subscribe(self.events.append)
         self.bus.subscribe(self.metrics.event)
         self.next_spec: ClusterSpec | Exception = spec
+        self.completed: Callable[[ClusterSpec], object] = lambda new: None  # in a thread
         self.log = io.StringIO()
         self.supervisor = Supervisor(
             spec,
@@ -65,7 +70,7 @@ class Cluster:
             self.metrics,
             make_logger(self.log),
             reread=self._reread,
-            complete=lambda new: None,
+            complete=lambda new: self.completed(new),
             place=FakePlace(),
         )
 
@@ -97,7 +102,7 @@ class Cluster:
         ]
 
 
-async def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+async def until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -194,15 +199,106 @@ def _silent(*heads: str) -> Callable[[FakeMachine], None]:
     return prepare
 
 
+HELD = PortInUse("the port is in use", where="127.0.0.1:9100", do="end that process")
+
+
+@pytest.mark.parametrize(
+    "held", [HELD, EpmdUnavailable("epmd does not start"), StoreError("full")], ids=["port", "epmd", "disk"]
+)
 @pytest.mark.asyncio
-async def test_nothing_is_started_where_one_node_could_not_be() -> None:
+async def test_what_may_pass_keeps_its_own_node_down_until_it_has_and_no_other(held: DistsecError) -> None:
+    async with running("a", "b", machine=lambda machine: machine.held.update({A: held})) as cluster:
+        await cluster.states(a=NodeState.BACKOFF, b=NodeState.RUNNING)
+        node = cluster.status(A)
+        assert (node["reason"], node["detail"]) == ("start_failed", str(held))
+        assert cluster.supervisor.status()["healthy"] is False
+        assert cluster.supervisor.status()["violation"] is False
+        [told] = cluster.of_type(EventType.NODE_STATE_CHANGED, node=A, severity=Severity.WARNING)[:1]
+        assert (told.reason, told.detail) == ("start_failed", f"BACKOFF: {held}")
+        assert cluster.fake(A).starts == 0
+        cluster.machine.held.clear()
+        await cluster.states(a=NodeState.RUNNING)
+        assert cluster.fake(A).starts == 1
+
+
+@pytest.mark.asyncio
+async def test_metrics_that_nobody_can_ask_for_are_degraded() -> None:
+    async with up("a") as cluster:
+        assert (cluster.supervisor.status()["healthy"], cluster.status(A)["state"]) == (True, "RUNNING")
+        cluster.metrics.unserved = "the port is taken"
+        status = cluster.supervisor.status()
+        assert (status["healthy"], status["metrics_problem"]) == (False, "the port is taken")
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_was_asked_for_says_at_once_that_the_port_is_held() -> None:
+    async with up("a") as cluster:
+        await cluster.supervisor.stop([A])
+        cluster.machine.held[A] = HELD
+        for ask in (cluster.supervisor.start, cluster.supervisor.restart):
+            with pytest.raises(
+                CommandFailed, match=r"BACKOFF \(start_failed: .*the port is in use"
+            ) as caught:
+                await ask([A])
+            assert "tried again by itself" in caught.value.do
+        await cluster.supervisor.stop([A])
+        assert cluster.state(A) is NodeState.STOPPED
+
+
+@pytest.mark.asyncio
+async def test_what_kept_a_node_down_is_told_although_it_is_tried_again_by_the_time_the_others_are_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with up("a", "b", start_deadline_seconds=3600.0) as cluster:
+        await cluster.supervisor.stop([A, B])
+        cluster.machine.held[A] = HELD
+        cluster.fake(A).says_hello = cluster.fake(B).says_hello = False
+        start = asyncio.create_task(cluster.supervisor.start([A, B]))
+        await cluster.states(a=NodeState.BACKOFF, b=NodeState.STARTING)
+        await until(lambda: cluster.fake(B).process is not None)
+        del cluster.machine.held[A]
+        later(monkeypatch, 600.0)
+        await cluster.states(a=NodeState.STARTING)
+        cluster.fake(B).hello()
+        with pytest.raises(CommandFailed, match=r"BACKOFF \(start_failed: .*the port is in use") as caught:
+            await start
+        assert "tried again by itself" in caught.value.do
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_nothing_can_start_is_fatal_and_the_others_run() -> None:
+    async with running(
+        "a", "b", machine=lambda machine: machine.unfit.update({A: RuntimeMissing("OTP 24")})
+    ) as cluster:
+        await cluster.states(a=NodeState.FATAL, b=NodeState.RUNNING)
+        assert (cluster.status(A)["reason"], cluster.status(A)["detail"]) == ("start_failed", "OTP 24")
+        assert cluster.fake(A).starts == 0
+        assert cluster.of_type(EventType.NODE_STATE_CHANGED, node=A, severity=Severity.CRITICAL)
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_started_where_nothing_ever_could_be() -> None:
+    made: list[FakeMachine] = []
+
     def broken(machine: FakeMachine) -> None:
-        machine.preflight_error = PortInUse("the port is in use", where="127.0.0.1:9100")
+        machine.unfit.update({A: RuntimeMissing("no erl"), B: RuntimeMissing("no erl")})
+        made.append(machine)
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with running(machine=broken) as cluster:
+        async with running("a", "b", machine=broken) as cluster:
             assert cluster is None, "unreachable"
-    assert caught.group_contains(PortInUse)
+    assert caught.group_contains(RuntimeMissing)
+    assert [node.starts for node in made[0].nodes.values()] == [0, 0]
+
+
+@pytest.mark.asyncio
+async def test_an_orchestrator_with_nodes_to_watch_begins_though_none_can_be_started() -> None:
+    def broken(machine: FakeMachine) -> None:
+        machine.unfit.update({A: RuntimeMissing("no erl")})
+        machine.leftover[B] = True
+
+    async with running("a", "b", machine=broken) as cluster:
+        await cluster.states(a=NodeState.FATAL, b=NodeState.RUNNING)
 
 
 @pytest.mark.asyncio
@@ -216,6 +312,8 @@ async def test_another_carrier_than_was_written_is_fatal_and_a_violation() -> No
         assert node["reason"] == "carrier_not_in_force"
         assert "inet_tcp" in node["detail"]
         assert cluster.supervisor.status()["violation"] is True
+        assert b'distsec_carrier_not_in_force{node="a@127.0.0.1"} 1.0' in cluster.metrics.render()
+        assert b'distsec_carrier_not_in_force{node="b@127.0.0.1"} 0.0' in cluster.metrics.render()
         assert cluster.fake(A).starts == 1
         with pytest.raises(CommandFailed, match="carrier_not_in_force"):
             await cluster.supervisor.start([A])
@@ -371,11 +469,11 @@ async def test_a_foreign_process_is_no_agent_and_later_only_the_same_process_is(
         node, fake = cluster.supervisor.nodes[A], cluster.fake(A)
         assert fake.process is not None
         child = fake.process.pid + 1
-        assert not node.accept_peer(1, 0)
-        assert node.accept_peer(child, 0)
+        assert not node.acceptance.accept_peer(1, 0)
+        assert node.acceptance.accept_peer(child, 0)
         fake.hello()
-        assert node.accept_peer(fake.process.pid, 0)
-        assert not node.accept_peer(child, 0)
+        assert node.acceptance.accept_peer(fake.process.pid, 0)
+        assert not node.acceptance.accept_peer(child, 0)
 
 
 @pytest.mark.asyncio
@@ -404,8 +502,8 @@ async def test_what_is_below_an_external_vm_is_managed_and_is_not_its_agent() ->
         await cluster.states(a=NodeState.RUNNING)
         node = cluster.supervisor.nodes[A]
         assert cluster.supervisor.is_managed(process.pid + 1)
-        assert not node.accept_peer(process.pid + 1, os.geteuid())
-        assert node.accept_peer(process.pid, os.geteuid())
+        assert not node.acceptance.accept_peer(process.pid + 1, os.geteuid())
+        assert node.acceptance.accept_peer(process.pid, os.geteuid())
 
 
 @pytest.mark.asyncio
@@ -767,7 +865,7 @@ async def test_a_reload_whose_new_node_has_no_port_changes_nothing() -> None:
     async with up("a") as cluster:
         before = cluster.supervisor.spec
         cluster.next_spec = replace(before, nodes=(*before.nodes, node_spec("d")))
-        cluster.machine.preflight_error = PortInUse("the port is in use")
+        cluster.machine.held["d@127.0.0.1"] = HELD
         with pytest.raises(PortInUse):
             await cluster.supervisor.reload()
         assert cluster.machine.spec is before
@@ -814,7 +912,10 @@ async def test_a_stop_and_start_while_a_node_waits_for_its_turn_uses_up_no_turn(
 
 
 @pytest.mark.asyncio
-async def test_a_back_off_that_ends_after_the_orchestrator_starts_nothing() -> None:
+async def test_a_back_off_that_ends_after_the_orchestrator_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_arrows, "backoff_seconds", lambda before, chance: 600.0)
     async with up("a") as cluster:
         cluster.fake(A).die(Exit(code=1))
         await cluster.states(a=NodeState.BACKOFF)

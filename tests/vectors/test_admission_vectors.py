@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsec.beam.erlang_text import Symbol, Term, erlang_string, erlang_term
+from distsec.beam.erlang_text import Symbol, Term
 from distsec.beam.render import policy_document
-from distsec.beam.term import decode
 from distsec.core.admission import decide
 from distsec.model.policy import (
     Claim,
@@ -31,6 +28,7 @@ from distsec.model.policy import (
     Verdict,
 )
 from tests.releases import Otp
+from tests.vectors.asked import ask_script
 
 HERE = Path(__file__).parent
 VECTORS = json.loads((HERE / "admission.json").read_text())
@@ -218,21 +216,9 @@ def ask_erlang(otp: Otp, ebin: Path, directory: Path, questions: Sequence[Questi
         [policy_document(policy, key.sign) for policy in documents],
         cases,
     )
-    (directory / "in.term").write_text(erlang_term(given) + ".\n")
-    script, source, sink = (
-        erlang_string(str(path))
-        for path in (HERE / "admission_runner.erlscript", directory / "in.term", directory / "out.frames")
-    )
-    run = f"file:script({script}, [{{'In', {source}}}, {{'Out', {sink}}}])"
-    finished = subprocess.run(
-        [otp.erl, "-noinput", "-pa", str(ebin), "-eval", f"{{ok, _}} = {run}, halt()."],
-        env={"PATH": os.defpath, "HOME": str(directory)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return [decision_of(decode(frame)) for frame in frames((directory / "out.frames").read_bytes())]
+    return [
+        decision_of(each) for each in ask_script(otp, ebin, directory, "admission_runner.erlscript", given)
+    ]
 
 
 def erlang_claim(claim: Claim, now: int) -> Term:
@@ -256,13 +242,3 @@ def decision_of(answer: Any) -> Decision:
     return Decision(
         Verdict(verdict), None if reason is None else Reason(reason), None if rule is None else rule.decode()
     )
-
-
-def frames(stream: bytes) -> list[bytes]:
-    """The payloads of `{packet,4}` frames."""
-    found: list[bytes] = []
-    while stream:
-        length = int.from_bytes(stream[:4])
-        found.append(stream[4 : 4 + length])
-        stream = stream[4 + length :]
-    return found

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,13 +16,12 @@ from cryptography.x509.name import _ASN1Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsec.beam.erlang_text import Term, erlang_string, erlang_term
-from distsec.beam.term import decode
+from distsec.beam.erlang_text import Term
 from distsec.model.identities import canonical_identity, is_certificate_name
 from distsec.pki.profile import identities_of
 from distsec.pki.subject import identity_from_text, names_of
 from tests.releases import Otp
-from tests.vectors.test_admission_vectors import frames
+from tests.vectors.asked import ask_script
 
 HERE = Path(__file__).parent
 CASES = json.loads((HERE / "identities.json").read_text())["cases"]
@@ -121,21 +118,7 @@ def ask_erlang(
 ) -> list[tuple[list[str], list[str], str | None]]:
     """(names, URIs, what is shown) of each, as distsec_identity reads it."""
     given_term: Term = [each.public_bytes(serialization.Encoding.DER) for each in certificates]
-    (directory / "in.term").write_text(erlang_term(given_term) + ".\n")
-    script, source, sink = (
-        erlang_string(str(path))
-        for path in (HERE / "identity_runner.erlscript", directory / "in.term", directory / "out.frames")
-    )
-    run = f"file:script({script}, [{{'In', {source}}}, {{'Out', {sink}}}])"
-    finished = subprocess.run(
-        [otp.erl, "-noinput", "-pa", str(ebin), "-eval", f"{{ok, _}} = {run}, halt()."],
-        env={"PATH": os.defpath, "HOME": str(directory)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    answers: list[Any] = [decode(frame) for frame in frames((directory / "out.frames").read_bytes())]
+    answers = ask_script(otp, ebin, directory, "identity_runner.erlscript", given_term)
     return [
         (
             [name.decode() for name in names],

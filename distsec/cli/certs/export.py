@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from distsec.cli.candidates import listed_nodes
 from distsec.cli.options import config_option
 from distsec.cli.passphrases import Given
 
@@ -13,7 +14,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("export")
-@click.argument("node", metavar="NODE", required=False)
+@click.argument("node", metavar="NODE", required=False, shell_complete=listed_nodes)
 @click.option("--ca", "authority", is_flag=True, help="What the nodes trust: in a rotation both CAs.")
 @click.option("--crl", "revoked", is_flag=True, help="The signed list of revoked certificates.")
 @click.option("--out", metavar="FILE", type=_PATH, help="Where to. [default: stdout; - is stdout too]")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distsec.cli.candidates import managed_nodes
 from distsec.cli.options import config_option
 from distsec.cli.passphrases import Given, key_passphrase_options, passphrase_options
 
@@ -25,7 +26,12 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("import")
-@click.option("--node", metavar="NODE", help="Whose certificate it is: a node that is managed here.")
+@click.option(
+    "--node",
+    metavar="NODE",
+    shell_complete=managed_nodes,
+    help="Whose certificate it is: a node that is managed here.",
+)
 @click.option(
     "--certificate", metavar="FILE", type=_PATH, help="Its certificate (PEM), the CAs above it after."
 )

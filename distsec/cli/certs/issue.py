@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from distsec.cli.candidates import listed_nodes
 from distsec.cli.options import config_option
 from distsec.cli.passphrases import Given, ca_option, passphrase_options
 
@@ -18,7 +19,7 @@ DAYS = 365
 
 
 @click.command("issue")
-@click.argument("node", metavar="NODE")
+@click.argument("node", metavar="NODE", shell_complete=listed_nodes)
 @click.option("--address", metavar="A", help="Where it listens. [default: as configured, or in its name]")
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="A new directory. [default: ./NODE]"

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from distsec.cli.candidates import managed_nodes
 from distsec.cli.options import config_option
 from distsec.errors import UsageError
 
 
 @click.command("renew")
-@click.argument("nodes", metavar="NODE...", nargs=-1)
+@click.argument("nodes", metavar="NODE...", nargs=-1, shell_complete=managed_nodes)
 @click.option("--all", "everything", is_flag=True, help="Every managed node.")
 @click.option("--offline", is_flag=True, help="The CA's key is on another host: see --out and --answer.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write the request there.")

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from distsec.cli.candidates import listed_nodes
 from distsec.cli.certs.listing import behind
 from distsec.cli.options import client, config_option
 from distsec.cli.policy import acknowledged
@@ -20,7 +21,7 @@ REASONS = (
 
 
 @click.command()
-@click.argument("what", metavar="SERIAL|NODE|IDENTITY")
+@click.argument("what", metavar="SERIAL|NODE|IDENTITY", shell_complete=listed_nodes)
 @click.option("--reason", type=click.Choice(REASONS), help="Why, for the list (CRL) that others read.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @config_option

@@ -46,13 +46,14 @@ def command() -> None:
       distsec certs rotate-ca prepare    every node trusts the new CA too
       distsec certs rotate-ca activate   every node has a certificate of it
       distsec certs rotate-ca prune      the old CA is gone, and proven refused
+
     Until `prune` has destroyed the old key, `rollback` leads back. `status` shows
     how far it is. Each returns when every node has answered; where one does not,
     it says who, and running it again goes on.
     """
 
 
-@command.command()
+@command.command(short_help="Show the CAs, how far it is, and what each node has.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 @config_option
 def status(as_json: bool, config: str | None) -> None:
@@ -65,7 +66,7 @@ def status(as_json: bool, config: str | None) -> None:
         click.echo(line)
 
 
-@command.command()
+@command.command(short_help="Make a new CA, which every node trusts too.")
 @config_option
 def prepare(config: str | None) -> None:
     """Makes a new CA in ca/next/ and has every node trust it besides the old one.
@@ -82,7 +83,7 @@ _elsewhere = click.option(
 )
 
 
-@command.command()
+@command.command(short_help="Give every node a certificate of the new CA.")
 @_elsewhere
 @config_option
 def activate(elsewhere: bool, config: str | None) -> None:
@@ -90,7 +91,7 @@ def activate(elsewhere: bool, config: str | None) -> None:
     _step("activate", "activating", config, elsewhere)
 
 
-@command.command()
+@command.command(short_help="Have every node trust the new CA alone.")
 @_elsewhere
 @config_option
 def prune(elsewhere: bool, config: str | None) -> None:
@@ -100,7 +101,7 @@ def prune(elsewhere: bool, config: str | None) -> None:
     _step("prune", "pruning", config, elsewhere)
 
 
-@command.command()
+@command.command(short_help="Go back to the old CA, from whatever step it is at.")
 @config_option
 def rollback(config: str | None) -> None:
     """Goes back to the old CA, from whatever step it is at, and removes the new one."""

@@ -27,6 +27,7 @@ from distsec.beam.erlang_text import Symbol
 from distsec.core.wanted import FIRST_GENERATION
 from distsec.errors import CaKeyUnreadable
 from distsec.model.cluster import ClusterSpec, NodeSpec
+from distsec.pki.account import Account, find_account
 from distsec.pki.sealed import read_sealed
 from distsec.posture.collect import cookies, inventory, pem
 from distsec.posture.collect.host import key_kind, read_optfile
@@ -85,8 +86,7 @@ def describe(spec: ClusterSpec, now: float) -> StateFacts:
     except OSError as error:
         found.unseen.append(f"the state directory {state}: {os.strerror(error.errno or 0).lower()}")
         return found
-    found.files.append(root)
-    stock = inventory.take(state, [str(node.name) for node in spec.nodes], root.uid)
+    stock = inventory.take(state, [str(node.name) for node in spec.nodes], root, accounts_of(spec))
     found.files += stock.files
     found.unlisted = stock.unlisted
     overlay = _overlay(found, state)
@@ -99,6 +99,12 @@ def describe(spec: ClusterSpec, now: float) -> StateFacts:
     for node in spec.nodes:
         _node(found, spec, node, state / "nodes" / str(node.name), overlay.get("generation"), key)
     return found
+
+
+def accounts_of(spec: ClusterSpec) -> dict[str, Account]:
+    """Name of a node → its user, of those that have one that there is."""
+    found = {str(node.name): find_account(node.user) for node in spec.nodes if node.user is not None}
+    return {name: account for name, account in found.items() if account is not None}
 
 
 # ---- the authority -----------------------------------------------------------------------------------------
@@ -195,7 +201,9 @@ def _node(
         pair = pem.pair(
             name, directory / render.CERTIFICATE, directory / render.KEY, directory / render.TRUST
         )
-        pair = replace(pair, node=node.name, address=node.address, managed=True)
+        ca = found.authority
+        offline = ca is not None and not (ca.plain or ca.sealed)
+        pair = replace(pair, node=node.name, address=node.address, managed=True, offline=offline)
         found.certificates.append(pair)
         options = read_optfile(name, directory / render.OPTFILE, release=None, managed=True)
         digest = guard.get(Symbol("optfile_sha256"))

@@ -10,18 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from distsec.beam import proc
+from distsec.beam import privileges, proc
+from distsec.beam.hosts import with_hosts
 from distsec.beam.runtime import find_erl, roots
 from distsec.beam.scrutiny import find_before_start
 from distsec.config.load import load
-from distsec.errors import ConfigError, DistsecError, PermissionRefused
+from distsec.errors import ConfigError, DistsecError
 from distsec.model.cluster import Carrier, ClusterSpec, NodeSpec
 from distsec.model.text import escape
 from distsec.pki.authority import serial_text
+from distsec.pki.store import Store
 from distsec.posture.collect import cluster, cookies, host, processes, releases
 from distsec.posture.collect.host import Candidate
 from distsec.posture.collect.look import look
 from distsec.posture.collect.processes import Beam, Found
+from distsec.posture.collect.reading import read
 from distsec.posture.facts import (
     CookieFact,
     EpmdFact,
@@ -56,6 +59,7 @@ def gather_configuration(
             seen = gather_host(now=now, search=search)
             return replace(seen, unseen=(f"the configuration {path}: it is not yours to read", *seen.unseen))
         return Facts(now=now, configuration_problems=tuple(str(error).splitlines()))
+    spec = _with_hosts(spec)
     status, problem = ask()
     return gather_cluster(spec, now=now, path=search, status=status, status_problem=problem)
 
@@ -93,6 +97,9 @@ def gather_cluster(
         policies=tuple(state.policies),
         forbidden_flags=tuple(_forbidden(spec)),
         shared_uid=_shared_uid(spec, found, ours),
+        unfit_users=tuple(_unfit_users(spec)),
+        shared_users=tuple(_shared_users(spec)),
+        links_unprotected=not links_protected() and any(node.user is not None for node in spec.nodes),
         status=status,
         status_problem=status_problem,
         damage=tuple(state.damage),
@@ -117,7 +124,7 @@ def gather_host(*, now: float, search: str) -> Facts:
         listeners=listeners,
         releases=_merged([*map(host.release_fact, found.beams), *_installed(search)]),
         unseen=(*described.unseen, *found.unseen),
-        elsewhere=tuple(described.elsewhere),
+        elsewhere=(*described.elsewhere, *found.elsewhere),
     )
 
 
@@ -200,34 +207,73 @@ def _is_distribution(served: Served, encrypted: bool) -> bool:
 
 def _holder(port: int) -> str:
     """Who holds a node's port while its node does not run."""
-    for process in proc.everything():
-        try:
-            if any(listener.port == port for listener in proc.listening([process.pid])):
-                return f"process {process.pid} ({escape(process.name, 40)})"
-        except (PermissionRefused, ValueError, OSError):
-            continue
-    return "a process of another user"
+    process = proc.holder(port)
+    return (
+        "a process of another user"
+        if process is None
+        else f"process {process.pid} ({escape(process.name, 40)})"
+    )
 
 
 # ---- who is who --------------------------------------------------------------------------------------------
 
 
+def _with_hosts(spec: ClusterSpec) -> ClusterSpec:
+    """With what was imported of other hosts. Where that is not ours to read nothing is said of peers."""
+    try:
+        state = Path(spec.state_dir)
+        return with_hosts(spec, Store(state)) if state.exists() else spec
+    except (DistsecError, OSError):
+        return replace(spec, peers=())
+
+
 def _managed_node(beam: Beam, spec: ClusterSpec) -> str | None:
-    """The node of this cluster that the emulator is (docs/port-protocol.md: `-distsec_dir`)."""
+    """The node of this cluster that the emulator is (docs/port-protocol.md: `-distsec_dir`). In a container
+    there may be another cluster in a directory of the same name.
+    """
     directory = beam.flags.first("distsec_dir") or ""
     name = directory.removeprefix(f"{spec.state_dir}/nodes/")
-    return name if name != directory and spec.node(name) is not None else None
+    if name == directory or spec.node(name) is None or proc.finds_same(beam.pid, Path(directory)) is False:
+        return None
+    return name
 
 
 def _shared_uid(spec: ClusterSpec, found: Found, ours: Mapping[int, str]) -> int | None:
     """The uid that nodes share with the orchestrator and with each other. Where none runs: that of the state
     directory, which they will have, since nodes run as the orchestrator's own user."""
     uids = {beam.uid for beam in found.beams if beam.pid in ours}
+    if not uids and all(node.user is not None for node in spec.nodes):
+        return None
     try:
         owner = Path(spec.state_dir).stat().st_uid
     except OSError:
         return None
     return owner if not uids or owner in uids else None
+
+
+def _unfit_users(spec: ClusterSpec) -> Iterable[tuple[str, str, str]]:
+    try:
+        state = Path(spec.state_dir).stat()
+    except OSError:
+        return
+    for node in spec.nodes:
+        if (unfit := privileges.unfit(node, state.st_uid, state.st_gid)) is not None:
+            yield str(node.name), *unfit
+
+
+def _shared_users(spec: ClusterSpec) -> Iterable[tuple[str, str]]:
+    accounts = cluster.accounts_of(spec)
+    for line in privileges.shared(accounts):
+        yield line.partition(" ")[0], line
+    users = {account.name for account in accounts.values()}
+    for name, account in accounts.items():
+        if others := [each for each in privileges.others_in_group(account) if each not in users]:
+            yield name, f"{', '.join(others[:5])} can read the key of {name}: of the group of {account.name}"
+
+
+def links_protected() -> bool:
+    """Whether nobody links files that are not his (proc(5)); what cannot be read is taken to be as usual."""
+    return read(Path("/proc/sys/fs/protected_hardlinks")).content != b"0\n"
 
 
 def _of_wrappers(found: Found) -> list[CookieFact]:
@@ -254,7 +300,8 @@ def _forbidden(spec: ClusterSpec) -> Iterable[tuple[str, str]]:
 
 def _directory(spec: ClusterSpec, node: NodeSpec) -> Path:
     """Where a node's command is started (supervisor.machine)."""
-    return Path(node.working_directory or Path(spec.config_file).parent)
+    own = Path(spec.state_dir, "nodes", str(node.name))
+    return Path(node.working_directory or (own if node.user is not None else Path(spec.config_file).parent))
 
 
 # ---- releases ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 
 from distsec.beam.erlang_text import Symbol
+from distsec.model.cookies import PLACEHOLDER
 from distsec.posture.collect import cookies, emulator, pem, releases
 from distsec.posture.collect.processes import EPMD_PORT, Beam, epmd_names
 from distsec.posture.collect.reading import parents, read, sheltered, target
@@ -55,9 +56,14 @@ class HostFacts:
 
 
 def carried_cookies(beam: Beam) -> Iterator[CookieFact]:
-    """The cookies in its arguments and environment: those that others may read there."""
+    """The cookies in its arguments and environment: those that others may read there. What stands in a
+    cookie's place under our guard is none.
+    """
     encrypted = beam.flags.encrypted
+    guarded = beam.flags.first("epmd_module") == "distsec_epmd"
     for cookie in beam.cookies:
+        if guarded and cookie == PLACEHOLDER.encode():
+            continue
         yield cookies.measure(
             cookie,
             source=Source.ARGUMENTS,
@@ -66,6 +72,8 @@ def carried_cookies(beam: Beam) -> Iterator[CookieFact]:
             encrypted=encrypted,
         )
     for variable, cookie in cookies.in_environment(beam.environ or b""):
+        if guarded and cookie == PLACEHOLDER.encode():
+            continue
         yield cookies.measure(
             cookie, source=Source.ENVIRONMENT, holder=beam.label, place=variable, encrypted=encrypted
         )
@@ -81,8 +89,13 @@ def vm_fact(beam: Beam, *, managed: bool) -> VmFact:
         managed=managed,
         carrier=beam.flags.carrier if beam.flags.distributed else None,
         release=release,
-        twice=tuple(flag for flag in _TWICE if beam.flags.count(flag) > 1),
+        twice=tuple(flag for flag in _TWICE if beam.flags.count(flag) > 1 and not _same_name(flag, beam)),
     )
+
+
+def _same_name(flag: str, beam: Beam) -> bool:
+    """Start scripts of releases give the node's name too, and may not go without."""
+    return flag in {"name", "sname"} and len(set(beam.flags.words(flag))) == 1
 
 
 def version_of(beam: Beam) -> tuple[int | None, str | None]:

@@ -14,6 +14,7 @@ from typing import Final
 
 from distsec.beam import proc
 from distsec.errors import PermissionRefused
+from distsec.model.cookies import PLACEHOLDER
 from distsec.model.text import escape
 from distsec.posture.collect import cookies
 from distsec.posture.collect.emulator import EMULATOR, Flags, parse
@@ -66,11 +67,13 @@ class Beam:
 @dataclass(slots=True)
 class Found:
     """One pass over /proc. `wrappers`: other processes that carry a cookie in their arguments; `epmds`:
-    (address, port, holder) of what listens as an epmd."""
+    (address, port, holder) of what listens as an epmd on this host; `elsewhere`: (label, pid) of epmds in
+    other network namespaces."""
 
     beams: list[Beam] = field(default_factory=list)
     wrappers: list[tuple[str, tuple[bytes, ...]]] = field(default_factory=list)
     epmds: set[tuple[str, int, str]] = field(default_factory=set)
+    elsewhere: list[tuple[str, int]] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
 
 
@@ -90,7 +93,7 @@ def find() -> Found:
         if program == "epmd":
             epmds.append(pid)
         elif not EMULATOR.fullmatch(program):
-            if b"-setcookie\0" in content and (carried := cookies.in_arguments(content)):
+            if b"-setcookie\0" in content and (carried := _carried(content)):
                 found.wrappers.append((f"process {pid} ({escape(program, 40)})", tuple(carried)))
         elif len(found.beams) >= MAX_BEAMS:
             found.unseen.append(
@@ -104,10 +107,15 @@ def find() -> Found:
                 no_environment.append(pid)
             if beam.listeners is None and beam.flags.distributed:
                 no_sockets.append(pid)
-    _tell(found, "the environment", no_environment)
-    _tell(found, "the sockets", no_sockets)
+    _tell(found, "the environment", "emulators", no_environment)
+    _tell(found, "the sockets", "emulators", no_sockets)
     _find_epmds(found, epmds)
     return found
+
+
+def _carried(cmdline: bytes) -> list[bytes]:
+    """The cookies of a wrapper; what stands in the place of one is judged where it gets to, in the VM."""
+    return [cookie for cookie in cookies.in_arguments(cmdline) if cookie != PLACEHOLDER.encode()]
 
 
 def epmd_names(port: int) -> dict[str, int]:
@@ -153,28 +161,36 @@ def _beam(pid: int, argv: list[str], cmdline: bytes, ours: str | None) -> Beam:
 
 
 def _find_epmds(found: Found, pids: list[int]) -> None:
-    """Those that run here, and whatever listens at epmd's port in our namespace (systemd, for one)."""
+    """Those of this host, and whatever listens at epmd's port in our namespace (systemd, for one). One in
+    another network namespace is none of this host's, whatever address it listens at there.
+    """
     ports = {EPMD_PORT}
     for beam in found.beams:
         text = beam.variable("ERL_EPMD_PORT") or ""
         if beam.here and text.isdecimal() and len(text) < 6:
             ports.add(int(text))
+    elsewhere, no_sockets = [], []
     for pid in pids:
+        if proc.shares_network(pid) is False:
+            elsewhere.append(pid)
+            continue
         try:
             for each in proc.listening([pid]):
                 found.epmds.add((each.address, each.port, f"epmd (process {pid})"))
         except (PermissionRefused, ValueError, OSError):
-            continue  # those of our namespace are seen below all the same
+            no_sockets.append(pid)  # at the ports that are known it is seen below all the same
+    _tell(found, "the sockets", "epmds", no_sockets)
+    found.elsewhere += [(f"epmd (process {pid})", pid) for pid in elsewhere[:MAX_NAMED]]
     seen = {(address, port) for address, port, _ in found.epmds}
     for address, port in proc.all_listening(os.getpid()):
         if port in ports and (address, port) not in seen:
             found.epmds.add((address, port, "whoever holds epmd's port"))
 
 
-def _tell(found: Found, what: str, pids: list[int]) -> None:
+def _tell(found: Found, what: str, whose: str, pids: list[int]) -> None:
     if pids:
         named = ", ".join(map(str, pids[:MAX_NAMED])) + (", …" if len(pids) > MAX_NAMED else "")
-        found.unseen.append(f"{what} of {len(pids)} emulators of other users (process {named})")
+        found.unseen.append(f"{what} of {len(pids)} {whose} of other users (process {named})")
 
 
 def _owner(pid: int) -> int | None:

@@ -73,7 +73,8 @@ def fact(path: Path, role: Role, trusted: frozenset[int]) -> FileFact | None:
         found = path.lstat()
     except (OSError, ValueError):
         return None
-    return FileFact(str(path), role, _kind(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid, trusted)
+    mode = stat.S_IMODE(found.st_mode)
+    return FileFact(str(path), role, _kind(found.st_mode), mode, found.st_uid, trusted, gid=found.st_gid)
 
 
 def target(path: Path, role: Role, trusted: frozenset[int]) -> FileFact | None:

@@ -22,6 +22,7 @@ def judge(facts: Facts) -> Iterator[Finding]:
         )
     if facts.spec is not None:
         yield from _spec(facts.spec)
+        yield from _peers(facts.spec)
         yield from _readable(facts, facts.spec)
         yield from _users(facts, facts.spec)
     for policy in facts.policies:
@@ -87,6 +88,20 @@ def _spec(spec: ClusterSpec) -> Iterator[Finding]:
         )
 
 
+def _peers(spec: ClusterSpec) -> Iterator[Finding]:
+    """An address alone makes no link: both hosts need the other's key for the cookies of a pair."""
+    known = {node.name for host in spec.hosts for node in host.nodes}
+    for peer in spec.peers:
+        if peer.name not in known:
+            yield Finding.of(
+                Severity.MEDIUM,
+                Code.PEER_NOT_IMPORTED,
+                what=f"{peer.name} has a [[peers]] table, and no cookie in common with the nodes here",
+                where=spec.config_file,
+                fix="distsec export there, distsec import here, and the other way round; docs/hosts.md",
+            )
+
+
 def _of_warning(spec: ClusterSpec, warning: str) -> Severity:
     """That a mode without encryption has none (config.check_mode) is what it is for."""
     chosen = spec.mode is not Mode.PRODUCTION and "neither encrypted" in warning
@@ -94,21 +109,43 @@ def _of_warning(spec: ClusterSpec, warning: str) -> Severity:
 
 
 def _readable(facts: Facts, spec: ClusterSpec) -> Iterator[Finding]:
-    """Variables of nodes may be secrets of the application."""
+    """Variables of nodes may be secrets of the application. A service reads what is root's as its group."""
     if not any(node.environment for node in spec.nodes):
         return
+    state = next((fact for fact in facts.files if fact.path == str(spec.state_dir)), None)
     for fact in facts.files:
-        if fact.role is Role.CONFIGURATION and fact.mode & (stat.S_IRGRP | stat.S_IROTH):
+        if fact.role is not Role.CONFIGURATION:
+            continue
+        serves = fact.uid == 0 != fact.gid and (state is None or (state.uid != 0 and state.gid == fact.gid))
+        if fact.mode & (stat.S_IROTH if serves else stat.S_IRGRP | stat.S_IROTH):
             yield Finding.of(
                 Severity.LOW,
                 Code.CONFIGURATION_READABLE,
                 what=f"holds variables of nodes, perhaps secrets, and others may read it ({fact.mode:04o})",
                 where=fact.path,
-                fix=f"chmod 0600 {shlex.quote(fact.path)}",
+                fix=f"chmod {'0640' if serves else '0600'} {shlex.quote(fact.path)}",
             )
 
 
 def _users(facts: Facts, spec: ClusterSpec) -> Iterator[Finding]:
+    for node, what, fix in facts.unfit_users:
+        yield Finding.of(Severity.HIGH, Code.NODE_USER_UNFIT, what=f"{node}: {what}", where=node, fix=fix)
+    for node, what in facts.shared_users:
+        yield Finding.of(
+            Severity.HIGH if spec.mode is Mode.PRODUCTION else Severity.INFO,
+            Code.NODE_USER_SHARED,
+            what=what,
+            where=node,
+            fix="give each node a user and a group of its own (docs/configuration.md, Users)",
+        )
+    if facts.links_unprotected:
+        yield Finding.of(
+            Severity.MEDIUM,
+            Code.HARDLINKS_UNPROTECTED,
+            what="fs.protected_hardlinks is off: a node's user may link files of others into its directory",
+            where="/proc/sys/fs/protected_hardlinks",
+            fix="sysctl fs.protected_hardlinks=1, and keep it in /etc/sysctl.d",
+        )
     if facts.shared_uid is None or not spec.nodes:
         return
     who = "root" if facts.shared_uid == 0 else f"uid {facts.shared_uid}"
@@ -117,7 +154,8 @@ def _users(facts: Facts, spec: ClusterSpec) -> Iterator[Finding]:
         Code.SHARED_UID,
         what=f"nodes and orchestrator run as {who}: whoever breaks into a node reads every other key",
         where=spec.state_dir,
-        fix="seal the CA's key (distsec certs seal), or keep it on another host; docs/security-model.md",
+        fix="give each node a `user` of its own (docs/configuration.md, Users); else seal the CA's key"
+        " (distsec certs seal), or keep it on another host",
     )
 
 

@@ -104,21 +104,21 @@ def _mode(fact: FileFact) -> Iterator[Finding]:
     path, mode = shlex.quote(fact.path), f"mode {fact.mode:04o}"
     if fact.kind is Kind.DIRECTORY:
         yield from _directory(fact)
-    elif fact.role in _SECRETS and fact.mode & _GROUP_AND_OTHERS:
+    elif fact.role in _SECRETS and fact.opened & _GROUP_AND_OTHERS:
         yield _exposed(fact)
-    elif fact.mode & _FOREIGN_WRITE and fact.role is not Role.PRIVATE:
+    elif fact.opened & _FOREIGN_WRITE and fact.role is not Role.PRIVATE:
         yield Finding.of(
             Severity.CRITICAL,
             Code.FILE_WRITABLE,
-            what=f"{_who(fact.mode & _FOREIGN_WRITE)} may change it ({mode})",
+            what=f"{_who(fact.opened & _FOREIGN_WRITE)} may change it ({mode})",
             where=fact.path,
             fix=f"chmod go-w {path}, and see what it holds",
         )
-    elif fact.role is Role.PRIVATE and fact.mode & _GROUP_AND_OTHERS:
+    elif fact.role is Role.PRIVATE and fact.opened & _GROUP_AND_OTHERS:
         yield Finding.of(
             Severity.MEDIUM,
             Code.FILE_EXPOSED,
-            what=f"{_who(fact.mode)} may read or change it ({mode}); distsec refuses such a file",
+            what=f"{_who(fact.opened)} may read or change it ({mode}); distsec refuses such a file",
             where=fact.path,
             fix=f"chmod go= {path}",
         )
@@ -131,15 +131,15 @@ def _exposed(fact: FileFact) -> Finding:
         return Finding.of(
             Severity.MEDIUM,
             Code.SECRET_EXPOSED,
-            what=f"a secret that a directory above it alone keeps from {_who(fact.mode)} ({mode})",
+            what=f"a secret that a directory above it alone keeps from {_who(fact.opened)} ({mode})",
             where=fact.path,
             fix=f"chmod 0600 {path}",
         )
-    worst = fact.role is Role.CA_SECRET or fact.mode & stat.S_IRWXO
+    worst = fact.role is Role.CA_SECRET or fact.opened & stat.S_IRWXO
     return Finding.of(
         Severity.CRITICAL if worst else Severity.HIGH,
         Code.SECRET_EXPOSED,
-        what=f"a secret that {_who(fact.mode)} may read ({mode})",
+        what=f"a secret that {_who(fact.opened)} may read ({mode})",
         where=fact.path,
         fix=f"chmod 0600 {path}, and replace the secret: somebody may have read it",
     )
@@ -149,19 +149,19 @@ def _directory(fact: FileFact) -> Iterator[Finding]:
     if fact.role is Role.SHARED:
         return
     path, mode = shlex.quote(fact.path), f"mode {fact.mode:04o}"
-    if fact.mode & _FOREIGN_WRITE:
+    if fact.opened & _FOREIGN_WRITE:
         yield Finding.of(
             Severity.CRITICAL,
             Code.DIRECTORY_WRITABLE,
-            what=f"{_who(fact.mode & _FOREIGN_WRITE)} may replace the files in it ({mode})",
+            what=f"{_who(fact.opened & _FOREIGN_WRITE)} may replace the files in it ({mode})",
             where=fact.path,
             fix=f"chmod u=rwx,go= {path}, and see what it holds",
         )
-    elif fact.mode & _GROUP_AND_OTHERS:
+    elif fact.opened & _GROUP_AND_OTHERS:
         yield Finding.of(
             Severity.MEDIUM,
             Code.DIRECTORY_EXPOSED,
-            what=f"{_who(fact.mode)} may look into it ({mode}); distsec refuses such a directory",
+            what=f"{_who(fact.opened)} may look into it ({mode}); distsec refuses such a directory",
             where=fact.path,
             fix=f"chmod u=rwx,go= {path}",
         )

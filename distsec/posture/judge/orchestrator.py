@@ -45,6 +45,14 @@ def judge(facts: Facts) -> Iterator[Finding]:
             where="the orchestrator",
             fix="repeat the last `distsec allow` and `distsec deny`",
         )
+    if status.get("metrics_problem"):
+        yield Finding.of(
+            Severity.MEDIUM,
+            Code.METRICS_NOT_SERVED,
+            what=f"nobody can ask for metrics, and who answers there is not us: {status['metrics_problem']}",
+            where="[metrics] listen",
+            fix="end what holds the port, or choose another one",
+        )
     for name in status.get("tainted_elsewhere") or ():
         yield _tainted(
             str(name), "it is not managed here", f"re-key it there, or: distsec deny {shlex.quote(str(name))}"
@@ -84,11 +92,12 @@ def _node(name: str, node: Mapping[str, Any], wanted: object) -> Iterator[Findin
     state, reason = node.get("state"), node.get("reason")
     if state != NodeState.RUNNING:
         rests = state == NodeState.STOPPED and reason in _AT_REST
+        detail = f": {node['detail']}" if node.get("detail") else ""
         if not rests and reason != Why.CARRIER_NOT_IN_FORCE:
             yield Finding.of(
                 Severity.MEDIUM,
                 Code.NODE_DOWN,
-                what=f"{name} is {state} and should be RUNNING ({reason or 'no reason told'})",
+                what=f"{name} is {state} and should be RUNNING ({reason or 'no reason told'}{detail})",
                 where=name,
                 fix=f"see its log; then: distsec start {name}",
             )

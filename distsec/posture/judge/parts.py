@@ -12,12 +12,15 @@ from distsec.model.text import escape
 from distsec.posture.facts import CertificateFact
 
 _RENEW: Final = "distsec certs renew {}"
+_RENEW_OFFLINE: Final = "distsec certs renew --offline {} --out FILE, and have it signed (docs/hosts.md)"
 
 Extension = TypeVar("Extension", bound=x509.ExtensionType)
 
 
 def renew(fact: CertificateFact) -> str:
-    return _RENEW.format(fact.holder) if fact.managed else "have its CA issue another, and restart the node"
+    if not fact.managed:
+        return "have its CA issue another, and restart the node"
+    return (_RENEW_OFFLINE if fact.offline else _RENEW).format(fact.holder)
 
 
 def issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -34,17 +34,24 @@ Say = fun(0) -> rpc:cast(Victim, gen_tcp, connect, Call);
          (4) -> spawn_opt(Victim, gen_tcp, connect, Call, [monitor])
       end,
 Now = fun() -> erlang:monotonic_time(microsecond) end,
+Await = fun Await(Began) ->
+            receive
+                {{nodedown, Victim}} -> Now() - Began
+            after {patience} ->
+                case lists:member(Victim, nodes(connected)) of
+                    true ->
+                        true = monitor_node(Victim, false),
+                        erlang:disconnect_node(Victim),
+                        up;
+                    false -> Await(Began) % net_kernel gives up a dial after net_setuptime
+                end
+            end
+        end,
 Try = fun(N) ->
           Began = Now(),
           true = monitor_node(Victim, true),
           Say(N rem 5),
-          Took = receive
-                     {{nodedown, Victim}} -> Now() - Began
-                 after {patience} ->
-                     true = monitor_node(Victim, false),
-                     erlang:disconnect_node(Victim),
-                     up
-                 end,
+          Took = Await(Began),
           (fun Flush() -> receive _ -> Flush() after 0 -> ok end end)(),
           Took
       end,
@@ -190,6 +197,7 @@ def revocation_churn(stage: Stage) -> Iterable[Try]:
     target = stage.target
     b = target.listed()
     context = stage.context(target.leaf(b))
+    cookie = target.cookie(b)  # now: a node forgets that of one whom it denies
     denial: int | None = None  # the number of the denial that is in force; None: allowed
     tries: list[Try] = []
     window: list[tuple[Try, Canary | None]] = []
@@ -198,7 +206,7 @@ def revocation_churn(stage: Stage) -> Iterable[Try]:
         # Of its own: what was let in before the denial may call back late.
         canary = stage.fresh_canary()
         began_in = denial
-        came = enter(stage, context, b, target.cookie(b), claimed=b)
+        came = enter(stage, context, b, cookie, claimed=b)
         if began_in is not None and began_in == denial:  # and not allowed in between
             window.append((came, canary))
         else:

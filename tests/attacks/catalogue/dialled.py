@@ -10,10 +10,8 @@ import select
 import socket
 import ssl
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -23,9 +21,11 @@ from tests.attacks.catalogue.attack import Attack, Need, Play, Stage, Target, Tr
 from tests.attacks.catalogue.canary import Canary
 from tests.attacks.catalogue.dialogue import Wire
 from tests.attacks.catalogue.entry import CALL_SECONDS
+from tests.attacks.catalogue.listening import Listening
+from tests.attacks.catalogue.records import Refused
 from tests.attacks.catalogue.terms import Speaker
 from tests.attacks.catalogue.tls12 import Anonymous
-from tests.attacks.catalogue.tls13 import Refused, Unsolicited
+from tests.attacks.catalogue.tls13 import Unsolicited
 from tests.system.certificates import TestAuthority
 
 BATCH = 25
@@ -50,46 +50,23 @@ ValueError.
 """
 
 
-class Impostor:
-    """Listens where a listed node should, and takes whoever comes; `tries` are its attempts so far."""
+class Impostor(Listening):
+    """Listens where a listed node should."""
 
     def __init__(self, stage: Stage, secure: Secure, *, knows_cookie: bool) -> None:
         self._stage, self._secure, self._knows_cookie = stage, secure, knows_cookie
         self.name = stage.target.listed()
         host, port = stage.target.listed_address()
-        self._listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
-        )
-        self.tries: list[Try] = []
-        self._thread = threading.Thread(target=self._serve, name="impostor", daemon=True)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__(socket.create_server((host, port), family=family, backlog=128), "impostor")
 
-    def __enter__(self) -> Impostor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(30)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:  # closed: the attack is over
-                return
-            accepted.settimeout(dialogue.SECONDS)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            address = dialogue.text_of(accepted.getsockname())
-            self.tries.append(self._one(accepted, address, self._stage.canary()))
-
-    def _one(self, raw: socket.socket, address: str, canary: Canary) -> Try:
+    def take(self, accepted: socket.socket) -> Try:
+        address, canary = dialogue.text_of(accepted.getsockname()), self._stage.canary()
         linked = executed = False
         began = time.monotonic()
-        ends: Secured = raw
+        ends: Secured = accepted
         try:
-            ends = self._secure(raw)
+            ends = self._secure(accepted)
             wire = Wire(ends, address)
             cookie = self._stage.target.cookie(self.name) if self._knows_cookie else None
             dialogue.accept_handshake(wire, self.name, cookie)

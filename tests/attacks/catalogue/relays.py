@@ -7,16 +7,15 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 
 from tests.attacks.catalogue import dialogue
 from tests.attacks.catalogue.attack import Attack, Need, Stage, Try
 from tests.attacks.catalogue.courses import BATCH, beam
 from tests.attacks.catalogue.dialogue import Wire
 from tests.attacks.catalogue.entry import CALL_SECONDS
+from tests.attacks.catalogue.listening import Listening
 from tests.attacks.catalogue.terms import Speaker
 from tests.attacks.scene import DIAL
 from tests.system.intruder import atom
@@ -27,7 +26,7 @@ Nothing signs the flags.
 """
 
 
-class Relay:
+class Relay(Listening):
     """Stands between two nodes with the insider's certificate, passes their cookies on, and then speaks
     itself.
     """
@@ -40,32 +39,11 @@ class Relay:
         self._near = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._near.load_cert_chain(leaf.certificate, leaf.key)
         self._far = dialogue.trusting(str(leaf.certificate), str(leaf.key))
-        self._listener = socket.create_server(listen, backlog=64)
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self.tries: list[Try] = []
-        self._thread = threading.Thread(target=self._serve, name="relay", daemon=True)
+        listener = socket.create_server(listen, backlog=64)
+        self.address: tuple[str, int] = listener.getsockname()
+        super().__init__(listener, "relay")
 
-    def __enter__(self) -> Relay:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(30)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:
-                return
-            accepted.settimeout(dialogue.SECONDS)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.tries.append(self._one(accepted))
-
-    def _one(self, accepted: socket.socket) -> Try:
+    def take(self, accepted: socket.socket) -> Try:
         began = time.monotonic()
         address = dialogue.text_of(accepted.getsockname())
         claimed = self._stage.target.listed(1)

@@ -13,10 +13,9 @@ import secrets
 import socket
 import struct
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tests.attacks.catalogue.tls13 import MAX_RECORD_BYTES, Refused
+from tests.attacks.catalogue.records import CHANGE_CIPHER_SPEC, HANDSHAKE, MAX_RECORD_BYTES, Refused, Server
 
 SUITE = 0x00A6  # TLS_DH_anon_WITH_AES_128_GCM_SHA256
 GENERATOR = 2
@@ -29,18 +28,12 @@ PRIME = int(
     "15728E5A8AACAA68FFFFFFFFFFFFFFFF",
     16,
 )
-CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION = 20, 21, 22, 23
 SERVER_HELLO, SERVER_KEY_EXCHANGE, SERVER_HELLO_DONE, CLIENT_KEY_EXCHANGE, FINISHED = 2, 12, 14, 16, 20
 
 
-class Anonymous:
-    """The server's side of one connection; `sendall` and `recv` carry application data once `handshake` is
-    done.
-    """
-
+class Anonymous(Server):
     def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._transcript = self._unread = b""
+        super().__init__(connection)
         self._pending = b""
         self._read: _Keys | None = None
         self._write: _Keys | None = None
@@ -79,31 +72,6 @@ class Anonymous:
         self._write = write
         self._say(FINISHED, _prf(master, b"server finished", hashlib.sha256(self._transcript).digest(), 12))
 
-    # ---- a socket, as far as a distribution handshake needs one
-
-    def sendall(self, data: bytes) -> None:
-        self._send(APPLICATION, data)
-
-    def recv(self, size: int) -> bytes:
-        """At most `size` bytes; b"" at the end."""
-        while not self._unread:
-            try:
-                kind, content = self._record()
-            except (OSError, InvalidTag):
-                return b""
-            if kind == ALERT:
-                return b""
-            if kind == APPLICATION:
-                self._unread = content
-        data, self._unread = self._unread[:size], self._unread[size:]
-        return data
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        self._connection.close()
-
     # ---- records and messages
 
     def _say(self, kind: int, body: bytes) -> None:
@@ -135,15 +103,6 @@ class Anonymous:
         if self._read is not None and kind != CHANGE_CIPHER_SPEC:
             return kind, self._read.open(kind, body)
         return kind, body
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self._connection.recv(size - len(data))
-            if not more:
-                raise Refused("ended by the client")
-            data += more
-        return data
 
 
 class _Keys:

@@ -15,32 +15,29 @@ import os
 import socket
 import struct
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.attacks.catalogue.records import (
+    APPLICATION,
+    CHANGE_CIPHER_SPEC,
+    HANDSHAKE,
+    MAX_RECORD_BYTES,
+    Refused,
+    Server,
+)
+
 SUITE = 0x1301  # TLS_AES_128_GCM_SHA256
 X25519, P256 = 0x001D, 0x0017
-CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION = 20, 21, 22, 23
 CLIENT_HELLO, SERVER_HELLO, ENCRYPTED_EXTENSIONS, FINISHED, MESSAGE_HASH = 1, 2, 8, 20, 254
 KEY_SHARE, SUPPORTED_VERSIONS, PRE_SHARED_KEY = 51, 43, 41
-MAX_RECORD_BYTES = 16384 + 256
 
 
-class Refused(ConnectionError):
-    """The client did not take it: an alert, or the end of the connection."""
-
-
-class Unsolicited:
-    """The server's side of one connection; `send` and `receive` carry application data once `handshake` is
-    done.
-    """
-
+class Unsolicited(Server):
     def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._transcript = self._unread = b""
+        super().__init__(connection)
         self._write: _Keys | None = None
         self._read: _Keys | None = None
 
@@ -88,36 +85,11 @@ class Unsolicited:
 
     def _say(self, message: bytes) -> None:
         self._transcript += message
-        self._protected(HANDSHAKE, message)
-
-    # ---- a socket, as far as a distribution handshake needs one
-
-    def sendall(self, data: bytes) -> None:
-        self._protected(APPLICATION, data)
-
-    def recv(self, size: int) -> bytes:
-        """At most `size` bytes; b"" at the end."""
-        while not self._unread:
-            try:
-                kind, content = self._record()
-            except (OSError, InvalidTag):
-                return b""
-            if kind == ALERT:
-                return b""
-            if kind == APPLICATION:
-                self._unread = content
-        data, self._unread = self._unread[:size], self._unread[size:]
-        return data
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        self._connection.close()
+        self._send(HANDSHAKE, message)
 
     # ---- records
 
-    def _protected(self, kind: int, content: bytes) -> None:
+    def _send(self, kind: int, content: bytes) -> None:
         assert self._write is not None
         header = struct.pack(">BHH", APPLICATION, 0x0303, len(content) + 17)
         self._connection.sendall(header + self._write.seal(content + bytes([kind]), header))
@@ -136,15 +108,6 @@ class Unsolicited:
                 inner = self._read.open(body, header).rstrip(b"\0")
                 return inner[-1], inner[:-1]
             return kind, body
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self._connection.recv(size - len(data))
-            if not more:
-                raise Refused("ended by the client")
-            data += more
-        return data
 
 
 # ---- RFC 8446, 7.1 to 7.3

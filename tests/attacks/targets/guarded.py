@@ -91,7 +91,10 @@ class Guarded:
         return self.scene.erl(expressions, seconds)
 
     def operate(self, *arguments: str) -> None:
-        self.scene.cluster.distsec(*arguments)
+        done = self.scene.cluster.distsec(*arguments, check=False)
+        if done.returncode != 0:  # what the victim has of it says whether it was late, or will never do it
+            links = self.evaluate("{nodes(connected), distsec_links:all(), distsec_attempts:all()}")
+            raise AssertionError(f"{arguments}: {done.returncode}\n{done.stderr}{links}")
 
     def beams(self) -> Path:
         return self._beams

@@ -25,7 +25,7 @@ from tests.system.beam_control import Control
 from tests.system.certificates import Leaf, TestAuthority
 from tests.system.cluster import free_ports
 from tests.system.intruder import atom, string
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 COOKIE = "a_cookie_as_long_as_the_documentation_wants_it"
 
@@ -55,7 +55,7 @@ class Plain:
     name = "a@127.0.0.1"
     threads = 1  # a name that is up refuses another of that name: one attempt after the other
     heads = ("b", "c")
-    boot_seconds = 30.0
+    boot_seconds = PATIENCE_SECONDS
 
     def __init__(self, otp: Otp, beams: Path) -> None:
         self.otp = str(otp.release)

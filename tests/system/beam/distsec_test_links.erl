@@ -2,7 +2,7 @@
 %% `global` still does its work. Started in the node by a test; asked over its control socket.
 -module(distsec_test_links).
 
--export([start/0, lost/0, lock_on/0, locks/0]).
+-export([start/0, lost/0, ups/0, lock_on/0, locks/0]).
 
 -define(PAUSE_MS, 20).
 
@@ -13,7 +13,7 @@ start() ->
                       register(?MODULE, self()),
                       ok = net_kernel:monitor_nodes(true),
                       Test ! {?MODULE, ready},
-                      watch([])
+                      watch([], #{})
               end),
     receive {?MODULE, ready} -> ok end.
 
@@ -21,6 +21,13 @@ start() ->
 -spec lost() -> [node()].
 lost() ->
     ask(?MODULE).
+
+%% When each link came up last, of those that did since the start, in milliseconds of the host's clock: a node
+%% that is asked late says it no later.
+-spec ups() -> [{node(), integer()}].
+ups() ->
+    ?MODULE ! {ups, self()},
+    receive {?MODULE, Ups} -> maps:to_list(Ups) end.
 
 %% Takes a lock on all nodes again and again, one of this node's own, so that none waits for another's.
 %% To ask a node for its lock dials it, if a link was lost in between.
@@ -43,11 +50,12 @@ ask(Name) ->
     Name ! {ask, self()},
     receive {Name, Answer} -> Answer end.
 
-watch(Lost) ->
+watch(Lost, Ups) ->
     receive
-        {nodedown, Node} -> watch([Node | Lost]);
-        {nodeup, _} -> watch(Lost);
-        {ask, From} -> From ! {?MODULE, Lost}, watch([])
+        {nodedown, Node} -> watch([Node | Lost], Ups);
+        {nodeup, Node} -> watch(Lost, Ups#{Node => os:system_time(millisecond)});
+        {ups, From} -> From ! {?MODULE, Ups}, watch(Lost, Ups);
+        {ask, From} -> From ! {?MODULE, Lost}, watch([], Ups)
     end.
 
 lock(Count, SlowestMs) ->

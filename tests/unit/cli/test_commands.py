@@ -559,3 +559,26 @@ def test_waiting_shows_a_line_on_a_terminal_and_takes_it_away_again() -> None:
         os.close(ours)
     assert "starting a@h … 0 s" in shown
     assert shown.endswith("\r\x1b[K")
+
+
+# ---- adopt ----------
+
+
+def test_adopt_says_as_which_process_it_runs(orchestrator: Running, type_in: Type) -> None:
+    done = type_in("adopt", NODES[0], "--pid", "4712", "--timeout", "2.5")
+    assert done.stdout == f"adopted {NODES[0]}: RUNNING as process 4712; something else starts it\n"
+    assert json.loads(type_in("adopt", NODES[1], "--json").stdout) == {
+        "schema": 1, "node": NODES[1], "pid": 4711, "command": False,
+    }  # fmt: skip
+    assert orchestrator.fake.asked == [("adopt", NODES[0], 4712, 2.5), ("adopt", NODES[1], None, None)]
+
+
+@pytest.mark.parametrize(
+    "args", [("--pid", "1"), ("--timeout", "0"), ("--timeout", "4000"), ("--pid", "9999999")]
+)
+def test_adopt_takes_no_pid_and_no_time_that_cannot_be(
+    orchestrator: Running, type_in: Type, args: tuple[str, ...]
+) -> None:
+    done = type_in("adopt", NODES[0], *args)
+    assert done.exit_code == 64 and len(done.stderr.splitlines()) == 1
+    assert orchestrator.fake.asked == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distsec.cli import shell
+from distsec.cli import relay, shell
 from distsec.control.attach import EXPRESSION
 from distsec.errors import CommandFailed, NotFound
 from distsec.model.shells import Operator
@@ -161,11 +161,14 @@ def test_root_becomes_the_orchestrator_s_user_before_it_becomes_a_vm(
 ) -> None:
     done: list[tuple[object, ...]] = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(relay, "keep_terminal", lambda uid: done.append(("terminal", uid)))
+    monkeypatch.setattr(shell, "refuse_typing", lambda: done.append(("typing",)))
     monkeypatch.setattr(os, "setgroups", lambda groups: done.append(("groups", list(groups))))
     monkeypatch.setattr(os, "setresgid", lambda *ids: done.append(("gid", *ids)))
     monkeypatch.setattr(os, "setresuid", lambda *ids: done.append(("uid", *ids)))
-    shell._become_user({"uid": 1234, "gid": 1235})
-    assert done == [("groups", []), ("gid", 1235, 1235, 1235), ("uid", 1234, 1234, 1234)]
+    shell.become_user({"uid": 1234, "gid": 1235})
+    identity = [("groups", []), ("gid", 1235, 1235, 1235), ("uid", 1234, 1234, 1234)]
+    assert done == [("terminal", 1234), ("typing",), *identity]
     done.clear()
-    shell._become_user({"uid": 0, "gid": 0})
+    shell.become_user({"uid": 0, "gid": 0})
     assert done == []

@@ -73,6 +73,7 @@ def test_json_is_the_document_and_nothing_else(orchestrator: Running, type_in: T
         (with_first(policy_generation=6), 1, "policy generation 6 is in force, 7 is wanted"),
         (with_first(policy_generation=None), 1, "policy generation None is in force"),
         (with_first(tainted=True), 1, "is tainted"),
+        (status(healthy=False, metrics_problem="the port is taken"), 1, "no metrics: the port is taken"),
         (status(healthy=False), 1, "calls the cluster unhealthy"),
         (
             with_first(links=[link("x@h", verdict="deny", reason="denied")]),

@@ -289,6 +289,8 @@ def test_a_node_without_a_command_is_started_by_something_else(spec: Parse) -> N
     cluster = spec(NODE + 'restart = "always"')
     assert cluster.nodes[0].command == ()
     assert warned(cluster, "line 3: nodes[0].restart: has no effect without a command")
+    given = spec(NODE + 'environment = { A = "1" }')  # `distsec env` hands it on
+    assert not warned(given, "has no effect without a command")
 
 
 @pytest.mark.parametrize("flag", ["-proto_dist", "-ssl_dist_optfile", "-setcookie", "-name", "-sname"])
@@ -317,10 +319,10 @@ def test_a_variable_holds_text(only: Only, value: str) -> None:
     assert only(NODE + f'command = ["erl"]\nenvironment = {{A = {value}}}').key == "nodes[0].environment.A"
 
 
-def test_a_user_is_taken_and_not_enforced(spec: Parse) -> None:
+def test_a_user_is_taken_and_enforced(spec: Parse) -> None:
     cluster = spec(NODE + 'command = ["erl"]\nuser = "beam"')
     assert cluster.nodes[0].user == "beam"
-    assert [entry.key for entry in cluster.not_enforced] == ["nodes[0].user"]
+    assert cluster.not_enforced == ()
 
 
 # ---- admission

@@ -48,6 +48,7 @@ def test_the_options_in_its_comments_are_the_defaults(spec: Parse) -> None:
             "name",
             "address",
             "port",
+            "user",
             "working_directory",
             "otp_libraries",
             "passphrase_file",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from distsec.model.shells import Operator
 from distsec.observe.bus import Bus
 from distsec.observe.metrics import Metrics
 from distsec.pki.crl import RevocationReason
+from tests.waiting import PATIENCE_SECONDS
 
 NODES = ("poller@127.0.0.1", "agent@127.0.0.1", "sync@127.0.0.1")
 NOW = 1_763_764_000
@@ -51,6 +52,7 @@ class FakeOrchestrator:
             "rekeyed": [NODES[0], NODES[1]], "held": NODES[1], "tainted": [], "missing": [],
             "elsewhere": ["far@10.0.0.9"], "others": ["spiffe://demo/cli/x"], "revoked": ["0a", "0b"],
         }  # fmt: skip
+        self.reloaded: dict[str, Any] = {"changed": []}
         self.cookies = FakeCookies(self)
         self.authority = FakeAuthority(self)
         self.renewal = FakeRenewal(self)
@@ -74,6 +76,10 @@ class FakeOrchestrator:
 
     async def restart(self, names: list[str]) -> None:
         self._take("restart", names)
+
+    async def adopt(self, name: str, pid: int | None, seconds: float | None) -> dict[str, Any]:
+        self._take("adopt", name, pid, seconds)
+        return {"node": name, "pid": pid or 4711, "command": False}
 
     async def allow(self, name: str, identity: str | None) -> dict[str, Any]:
         self._take("allow", name, identity)
@@ -119,7 +125,7 @@ class FakeOrchestrator:
 
     async def reload(self) -> dict[str, Any]:
         self._take("reload")
-        return {"changed": []}
+        return self.reloaded
 
     async def shell(self, name: str, operator: Operator) -> dict[str, Any]:
         self._take("shell", name, operator)
@@ -127,6 +133,17 @@ class FakeOrchestrator:
             "node": name,
             "shell": "distsec-shell-7@127.0.0.1",
             "words": ["/usr/bin/erl", "-hidden"],
+            "directory": self.shell_directory,
+            "uid": os.geteuid(),
+            "gid": os.getegid(),
+        }
+
+    async def tool(self, name: str, operator: Operator, program: str) -> dict[str, Any]:
+        self._take("tool", name, operator, program)
+        return {
+            "node": name,
+            "shell": "*@127.0.0.1",
+            "env": {"ERL_AFLAGS": "-dist_listen false", "RABBITMQ_NODENAME": name},
             "directory": self.shell_directory,
             "uid": os.geteuid(),
             "gid": os.getegid(),
@@ -239,21 +256,28 @@ class Running:
     def __init__(self, fake: FakeOrchestrator, loop: asyncio.AbstractEventLoop, failures: list[str]) -> None:
         self.fake = fake
         self.failures = failures
-        self._loop = loop
+        self.loop = loop
 
     def publish(self, event: SecurityEvent) -> None:
         """As the supervisor does: in the event loop."""
         done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (self.fake.bus.publish(event), done.set()))
+        self.loop.call_soon_threadsafe(lambda: (self.fake.bus.publish(event), done.set()))
         assert done.wait(10)
 
     def close_bus(self) -> None:
-        self._loop.call_soon_threadsafe(self.fake.bus.close)
+        self.loop.call_soon_threadsafe(self.fake.bus.close)
+
+
+async def nothing() -> None:
+    """It has begun already."""
 
 
 @contextmanager
 def running(
-    state_dir: Path, fake: FakeOrchestrator | None = None, is_managed: Callable[[int], bool] = lambda _: False
+    state_dir: Path,
+    fake: FakeOrchestrator | None = None,
+    is_managed: Callable[[int], bool] = lambda _: False,
+    begun: Callable[[], Awaitable[object]] = nothing,
 ) -> Iterator[Running]:
     """A control server at `state_dir`/control.sock until the block ends."""
     fake = fake or FakeOrchestrator()
@@ -266,13 +290,14 @@ def running(
         Service(fake),
         state_dir / "control.sock",
         is_managed=is_managed,
+        begun=begun,
         on_failure=lambda what, error: failures.append(f"{what}: {error}"),
     )
     try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(PATIENCE_SECONDS)
         yield Running(fake, loop, failures)
     finally:
-        asyncio.run_coroutine_threadsafe(server.close(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.close(), loop).result(PATIENCE_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
         loop.close()

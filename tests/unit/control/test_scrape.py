@@ -7,22 +7,30 @@ import contextlib
 import http.client
 import logging
 import socket
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from distsec.control import scrape
+from distsec.control import accepting, scrape
 from distsec.control.scrape import MAX_CONNECTIONS, MetricsSite
 from distsec.errors import PortInUse
 from distsec.observe.metrics import Metrics
+from tests.unit.control.test_accepting import ended as gone
+from tests.unit.control.test_accepting import until
+from tests.unit.later import later
+from tests.waiting import PATIENCE_SECONDS
+
+CONNECTION_SECONDS = 600.0
+"""For a busy machine. When a test needs it to be over, it is (`later`)."""
 
 
 @pytest_asyncio.fixture
-async def address() -> AsyncIterator[tuple[str, int]]:
+async def address(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, int]]:
+    monkeypatch.setattr(scrape, "CONNECTION_SECONDS", CONNECTION_SECONDS)
     site = MetricsSite(Metrics().render, ("127.0.0.1", 0))
     yield await site.start()
     await site.close()
@@ -96,7 +104,7 @@ def test_hosts(listen: str, host: str, allowed: bool) -> None:
 async def test_a_request_without_a_host_is_refused(address: tuple[str, int]) -> None:
     reader, writer = await asyncio.open_connection(*address)
     writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert b"403" in await reader.readline()
     writer.close()
 
@@ -146,29 +154,28 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.mark.asyncio
 async def test_idle_connections_are_bounded_and_a_scrape_succeeds_once_they_are_dropped(
-    address: tuple[str, int],
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = descriptors()
     idle: list[socket.socket] = []
     most = 0
-    began = time.monotonic()
+
+    def taken() -> int:
+        return descriptors() - before - len(idle)
+
     try:
         for _ in range(300):
             idle.append(socket.create_connection(address, timeout=5))
+            idle[-1].setblocking(False)
             await asyncio.sleep(0)
-            most = max(most, descriptors() - before - len(idle))
-        await asyncio.sleep(0.5)
-        assert descriptors() - before - len(idle) == MAX_CONNECTIONS
+            most = max(most, taken())
+        await until(lambda: all(map(gone, idle[MAX_CONNECTIONS:])), "the end of all that are too many")
+        assert taken() == MAX_CONNECTIONS
         assert most <= MAX_CONNECTIONS + 1
-        while time.monotonic() - began < scrape.CONNECTION_SECONDS + 1.0:
-            with contextlib.suppress(aiohttp.ClientError):
-                assert (await get(address, "/metrics"))[0] == 200
-                break
-            await asyncio.sleep(0.1)
-        else:
-            pytest.fail("no scrape was answered")
-        await asyncio.sleep(1.0)
-        assert descriptors() - before - len(idle) == 0
+        assert not any(map(gone, idle[:MAX_CONNECTIONS]))
+        later(monkeypatch, CONNECTION_SECONDS)
+        await until(lambda: taken() == 0, "the end of the others")
+        assert (await get(address, "/metrics"))[0] == 200
     finally:
         for one in idle:
             one.close()
@@ -176,19 +183,27 @@ async def test_idle_connections_are_bounded_and_a_scrape_succeeds_once_they_are_
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("begun", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: "])
-async def test_a_request_that_is_never_finished_ends_in_time(address: tuple[str, int], begun: bytes) -> None:
+async def test_a_request_that_is_never_finished_ends_in_time(
+    address: tuple[str, int], begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, accept = asyncio.Event(), asyncio.get_running_loop().connect_accepted_socket
+
+    async def told(*given: Any) -> Any:
+        answer = await accept(*given)
+        made.set()
+        return answer
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", told)
     reader, writer = await asyncio.open_connection(*address)
-
-    async def drip() -> None:  # a byte now and then makes it no younger
-        writer.write(begun)
-        while begun:
-            await asyncio.sleep(0.5)
-            writer.write(b"x")
-
-    dripping = asyncio.create_task(drip())
-    async with asyncio.timeout(scrape.CONNECTION_SECONDS + 1.0):
+    writer.write(begun)
+    await made.wait()
+    for _ in range(2):  # a byte now and then makes it no younger
+        assert not reader.at_eof()
+        later(monkeypatch, CONNECTION_SECONDS / 2)
+        writer.write(b"x" if begun else b"")
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await ended(reader) == b""
-    dripping.cancel()
     writer.close()
 
 
@@ -196,19 +211,29 @@ async def test_a_request_that_is_never_finished_ends_in_time(address: tuple[str,
 async def test_a_body_that_never_comes_and_an_answer_that_is_never_read_hold_no_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scrape, "CONNECTION_SECONDS", 0.5)
+    monkeypatch.setattr(scrape, "CONNECTION_SECONDS", CONNECTION_SECONDS)
     site = MetricsSite(lambda: b"x" * 32_000_000, ("127.0.0.1", 0))
     address = await site.start()
     before = descriptors()
-    _, body = await asyncio.open_connection(*address)
+    reader, body = await asyncio.open_connection(*address)
     body.write(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
     unread = socket.create_connection(address)
     unread.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await asyncio.sleep(1.0)
-    assert descriptors() - before == 2, "only the ends of this test"
+    unread.setblocking(False)
+    await until(lambda: begins(unread), "the answer to begin")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert b" 405 " in await reader.readline()
+    later(monkeypatch, CONNECTION_SECONDS)
+    await until(lambda: descriptors() - before == 2, "only the ends of this test")
     body.close()
     unread.close()
     await site.close()
+
+
+def begins(connection: socket.socket) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        return connection.recv(1, socket.MSG_PEEK) == b"H"
+    return False
 
 
 @pytest.mark.asyncio
@@ -225,7 +250,7 @@ async def test_headers_are_bounded_and_nonsense_is_not_logged(
     ):
         reader, writer = await asyncio.open_connection(*address)
         writer.write(nonsense)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert b" 400 " in (await ended(reader)).partition(b"\r\n")[0]
         writer.close()
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
@@ -235,7 +260,7 @@ async def test_headers_are_bounded_and_nonsense_is_not_logged(
 async def test_a_connection_serves_one_request(address: tuple[str, int]) -> None:
     reader, writer = await asyncio.open_connection(*address)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await ended(reader)).count(b"HTTP/1.1 200") == 1
     writer.close()
 
@@ -244,7 +269,7 @@ async def test_a_connection_serves_one_request(address: tuple[str, int]) -> None
 async def test_where_descriptors_have_run_out_it_waits_and_goes_on(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrape, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(accepting, "RETRY_SECONDS", 0.05)
     loop = asyncio.get_running_loop()
     accept, failures = loop.sock_accept, 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -471,3 +473,35 @@ def test_a_command_is_carried_out_although_its_caller_goes_away(state_dir: Path)
             assert entered.wait(10)
         go_on.set()
         assert done.wait(10)
+
+
+def test_commands_that_come_during_the_start_wait_and_are_admitted_by_what_is_known_then(
+    state_dir: Path,
+) -> None:
+    waiting, go_on, managed = threading.Semaphore(0), asyncio.Event(), set[int]()
+
+    async def begun() -> None:
+        waiting.release()
+        await go_on.wait()
+
+    client = ControlClient(str(state_dir / "control.sock"))
+    with (
+        running(state_dir, is_managed=lambda pid: bool(managed), begun=begun) as server,
+        ThreadPoolExecutor(1) as others,
+    ):
+        for refused in (False, True):
+            server.loop.call_soon_threadsafe(go_on.clear)
+            command = others.submit(client.rotate_ca, "prepare")
+            assert waiting.acquire(timeout=30)
+            asked = list(server.fake.asked)
+            assert client.status()["cluster"] == "demo"
+            assert server.fake.asked == [*asked, ("status",)], "nothing but what is asked of memory"
+            managed |= {1} if refused else set()  # it is found to be of a node that was adopted
+            server.loop.call_soon_threadsafe(go_on.set)
+            if refused:
+                with pytest.raises(PermissionRefused):
+                    command.result(30)
+                assert len(server.fake.asked) == len(asked) + 1
+            else:
+                assert command.result(30)["schema"] == 1
+                assert server.fake.asked[-1][0] == "rotate the CA"

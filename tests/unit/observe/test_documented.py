@@ -20,7 +20,7 @@ def served() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.set_node_state("a@127.0.0.1", NodeState.RUNNING)
     metrics.set_links("a@127.0.0.1", {"allow": 1, "deny": 0})
     metrics.set_agent("a@127.0.0.1", True)
-    metrics.set_certificate("a@127.0.0.1", 1)
+    metrics.set_certificate("a@127.0.0.1", 1, 2)
     metrics.set_policy("a@127.0.0.1", 1, 1)
     metrics.agent_refused("a@127.0.0.1", "term")
     metrics.event(

@@ -30,9 +30,13 @@ FAMILIES = {
     "distsec_security_auth_checks_total": {"node", "result", "action"},
     "distsec_security_cert_rotations_total": {"node", "cert_cn"},
     "distsec_node_state": {"node", "state"},
+    "distsec_node_starts_total": {"node"},
+    "distsec_carrier_not_in_force": {"node"},
+    "distsec_node_tainted": {"node"},
     "distsec_links": {"node", "verdict"},
     "distsec_shells": {"node"},
     "distsec_agent_connected": {"node"},
+    "distsec_certificate_not_before_timestamp_seconds": {"node"},
     "distsec_certificate_expiry_timestamp_seconds": {"node"},
     "distsec_certificates_refused_total": {"node"},
     "distsec_ca_expiry_timestamp_seconds": {"node"},
@@ -94,7 +98,7 @@ def full() -> Metrics:
     made.heartbeat(NODE, "L1", Beat({("in", "denied"): 2}, {("link_in", "allow"): 1}, ((5, 1), (None, 1)), 9))
     made.set_links(NODE, {"allow": 2})
     made.set_agent(NODE, True)
-    made.set_certificate(NODE, 1795300000)
+    made.set_certificate(NODE, 1763764000, 1795300000)
     made.set_authority(2075300000)
     made.set_policy(NODE, 7, 6)
     made.agent_refused(NODE, "proof")
@@ -132,6 +136,33 @@ def test_the_state_of_a_node_is_one_and_the_others_zero() -> None:
     assert states == {str(state): float(state is NodeState.FATAL) for state in NodeState}
 
 
+def test_each_start_of_a_process_is_counted() -> None:
+    made = metrics()
+    for _ in range(2):
+        made.event(SecurityEvent(EventType.NODE_STARTED, Severity.INFO, NODE, 1.0, detail="pid 7"))
+    made.event(SecurityEvent(EventType.NODE_STOPPED, Severity.INFO, NODE, 1.0))
+    assert value(made, "distsec_node_starts_total") == 2
+
+
+def test_a_guard_that_is_not_in_force_is_shown_until_it_is_proven_again() -> None:
+    made = metrics()
+    assert value(made, "distsec_carrier_not_in_force") == 0
+    made.set_guard_missing(NODE, True)
+    assert value(made, "distsec_carrier_not_in_force") == 1
+    made.set_guard_missing(NODE, False)
+    assert value(made, "distsec_carrier_not_in_force") == 0
+
+
+def test_a_node_is_tainted_that_is_named_also_before_it_is_known() -> None:
+    made = Metrics()
+    made.set_tainted({NODE, "elsewhere@10.0.0.9"})
+    made.set_node_state(NODE, NodeState.STOPPED)
+    assert value(made, "distsec_node_tainted") == 1
+    assert made.registry.get_sample_value("distsec_node_tainted", {"node": "elsewhere@10.0.0.9"}) is None
+    made.set_tainted(())
+    assert value(made, "distsec_node_tainted") == 0
+
+
 def test_gauges_follow_what_they_are_set_to() -> None:
     made = full()
     assert value(made, "distsec_links", verdict="allow") == 2
@@ -142,6 +173,7 @@ def test_gauges_follow_what_they_are_set_to() -> None:
     assert value(made, "distsec_agent_connected") == 1
     made.set_agent(NODE, False)
     assert value(made, "distsec_agent_connected") == 0
+    assert value(made, "distsec_certificate_not_before_timestamp_seconds") == 1763764000
     assert value(made, "distsec_certificate_expiry_timestamp_seconds") == 1795300000
     assert value(made, "distsec_policy_generation", which="wanted") == 7
     assert value(made, "distsec_policy_generation", which="active") == 6

@@ -248,6 +248,65 @@ def test_a_full_disk_changes_nothing(
     assert everything_below(store.root) == before
 
 
+@pytest.mark.parametrize("form", ["private", "entrusted"])
+def test_what_is_there_already_needs_no_room(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "state")
+    store.write("nodes/a@h/trust.pem", b"content")
+    if form == "entrusted":
+        (tmp_path / "state/nodes/a@h").chmod(0o1770)
+        (tmp_path / "state/nodes/a@h/trust.pem").chmod(0o640)
+    path = tmp_path / "state/nodes/a@h/trust.pem"
+    before = path.stat()[:4], path.stat().st_mtime_ns
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files, "_write_all", full)
+    store.write("nodes/a@h/trust.pem", b"content")
+    assert not store.create("nodes/a@h/trust.pem", b"another")
+    assert (path.stat()[:4], path.stat().st_mtime_ns) == before
+    for content in (b"contenT", b"content\n", b"conten", b""):
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.write("nodes/a@h/trust.pem", content)
+    assert path.read_bytes() == b"content"
+
+
+def test_what_is_there_in_another_form_is_written_anew(store: Store, tmp_path: Path) -> None:
+    store.write("file", b"content")
+    path = store.path("file")
+    path.chmod(0o400)
+    store.write("file", b"content")
+    assert path.stat().st_mode & 0o7777 == 0o600
+
+    os.link(path, tmp_path / "another name")
+    store.write("file", b"content")
+    assert (path.stat().st_nlink, path.read_bytes()) == (1, b"content")
+
+    path.chmod(0o644)
+    with pytest.raises(StoreError, match="can be reached by other users"):
+        store.write("file", b"content")
+
+
+@as_root
+def test_what_somebody_else_has_put_there_is_not_taken_for_ours(store: Store) -> None:
+    store.write("file", b"content")
+    os.chown(store.path("file"), SOMEBODY_ELSE, -1)
+    with pytest.raises(StoreError, match="belongs to"):
+        store.write("file", b"content")
+    store.write("nodes/a@h/trust.pem", b"content")
+    directory, path = store.path("nodes/a@h"), store.path("nodes/a@h/trust.pem")
+    os.chown(directory, -1, SOMEBODY_ELSE)
+    directory.chmod(0o1770)
+    for uid, gid, mode in ((SOMEBODY_ELSE, SOMEBODY_ELSE, 0o640), (0, 0, 0o640), (0, SOMEBODY_ELSE, 0o600)):
+        os.chown(path, uid, gid)
+        path.chmod(mode)
+        store.write("nodes/a@h/trust.pem", b"content")
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (os.geteuid(), SOMEBODY_ELSE, 0o640)
+
+
 def test_a_disk_that_fills_in_the_middle_of_a_file_changes_nothing(store: Store) -> None:
     store.write("policy.overlay", b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,0 +1,3 @@
+import Config
+
+config :ledger, site: System.get_env("LEDGER_SITE", "here")
