@@ -16,6 +16,10 @@ PATIENCE_SECONDS = 60.0
 _never = threading.Event()
 
 
+class OutOfTime(AssertionError):
+    """What was waited for did not come."""
+
+
 def wait_until(
     condition: Callable[[], T | None],
     what: str,
@@ -24,7 +28,7 @@ def wait_until(
 ) -> T:
     """Calls `condition` until it returns something true, and returns that.
 
-    Raises AssertionError that names `what` was waited for, and the last value, after `seconds`.
+    Raises OutOfTime that names `what` was waited for, and the last value, after `seconds`.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -32,5 +36,5 @@ def wait_until(
         if value:
             return value
         if time.monotonic() >= deadline:
-            raise AssertionError(f"waited {seconds:g} s for {what}; last seen: {value!r}")
+            raise OutOfTime(f"waited {seconds:g} s for {what}; last seen: {value!r}")
         _never.wait(poll_seconds)

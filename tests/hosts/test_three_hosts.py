@@ -15,7 +15,7 @@ from tests.hosts.network import Network, NetworkHost
 from tests.releases import OTPS, Otp
 from tests.system.certificates import Leaf, TestAuthority
 from tests.system.cluster import RUNNING_SECONDS
-from tests.waiting import PATIENCE_SECONDS, wait_until
+from tests.waiting import PATIENCE_SECONDS, OutOfTime, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.otp, pytest.mark.timeout(600)]  # dozens of commands one by one
 
@@ -48,10 +48,10 @@ class Place:
     def wait(self, condition, what: str, seconds: float = PATIENCE_SECONDS) -> None:  # type: ignore[no-untyped-def]
         try:
             wait_until(condition, what, seconds, poll_seconds=0.2)
-        except AssertionError as error:
+        except OutOfTime as error:
             missing = sorted(mesh(self.hosts) - linked(self.hosts))
             stories = "".join(host.story(25) for host in self.hosts)
-            raise AssertionError(f"{error}\nmissing: {missing}{stories}") from None
+            raise OutOfTime(f"{error}\nmissing: {missing}{stories}") from None
 
     def exchange(self) -> None:
         """Every host takes what every other one exports."""

@@ -37,7 +37,7 @@ from tests.system import intruder as strangers
 from tests.system.beam_control import Control
 from tests.system.certificates import Leaf, TestAuthority
 from tests.system.processes import belonging_to, describe, end_all
-from tests.waiting import PATIENCE_SECONDS, wait_until
+from tests.waiting import PATIENCE_SECONDS, OutOfTime, wait_until
 
 HOST = "127.0.0.1"
 CARRIER = "distsec"
@@ -310,8 +310,8 @@ class Cluster:
         """Waits until `condition` returns something true, and returns it; fails with the whole story."""
         try:
             return wait_until(condition, what, seconds, poll_seconds=0.1)
-        except AssertionError as error:
-            raise AssertionError(f"{error}{self.story()}") from None
+        except OutOfTime as error:
+            raise OutOfTime(f"{error}{self.story()}") from None
 
     def wait_states(self, seconds: float = RUNNING_SECONDS, **states: str) -> None:
         """Waits until the nodes are in these states, as in wait_states(a="RUNNING", b="FATAL")."""

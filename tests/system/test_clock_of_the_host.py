@@ -76,7 +76,7 @@ def test_a_host_whose_clock_jumps_ahead_and_back_comes_back_by_itself_both_times
         return cluster.events(kind)[known[kind] :]
 
     def anew() -> bool:
-        """Every end of every link has seen what its peer was given since, and of no link one end alone is over.
+        """Every end of a link has seen what its peer was given since, and none has ended at one end alone.
 
         Whether a node sees first that the old ones have expired, and ends its links, or that its peer has
         proven a new one, is left to chance: it looks at its clock once a second.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.systemd.machine import Machine
-from tests.waiting import wait_until
+from tests.waiting import OutOfTime, wait_until
 
 UP_SECONDS = 120.0
 NODES = ("a@127.0.0.1", "b@10.77.0.2")
@@ -84,8 +84,8 @@ class Service:
     def wait_well(self) -> None:
         try:
             wait_until(self.is_well, f"{self.unit} to be well", UP_SECONDS, poll_seconds=0.2)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.machine.messages('-n', '60')}") from None
+        except OutOfTime as error:
+            raise OutOfTime(f"{error}\n{self.machine.messages('-n', '60')}") from None
 
     def distsec(self, *words: str, check: bool = True) -> Any:
         return self.machine.run("distsec", *words, "-c", self.config, check=check)
