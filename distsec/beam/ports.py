@@ -2,18 +2,21 @@
 
 A node's neighbours, here and on other hosts, dial the port that the policy names, so an allotted port never
 changes by itself. Where it can no longer be used (another range, another node was given it) that is an error
-which says so.
+which says so. It is none of those that the kernel gives to connections: one such would keep a node that was
+down from listening, for as long as it lasts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pwd
 import socket
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 from distsec.beam import proc
@@ -24,6 +27,11 @@ from distsec.pki.store import Store
 
 PORTS_FILE = "ports.json"
 _SCHEMA = 1
+
+_OURS = range(20_000, 30_000)
+"""Where ports are allotted: below those of connections (32768 to 60999, as Linux comes), and of NodePorts."""
+_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Of IPv6 as well: Documentation/networking/ip-sysctl.rst."""
 
 
 def distribution_ports(spec: ClusterSpec, store: Store) -> Mapping[str, int]:
@@ -42,8 +50,8 @@ def distribution_ports(spec: ClusterSpec, store: Store) -> Mapping[str, int]:
 
 
 def allot_ports(spec: ClusterSpec, store: Store) -> tuple[str, ...]:
-    """Gives each node without a port one, and keeps it: the first of `listen_ports` that is free, or the
-    system's.
+    """Gives each node without a port one, and keeps it: the first of `listen_ports` that is free, or one
+    from 20000 to 29999 that the kernel gives to no connection; where it gives them all, the system's choice.
 
     Returns the names of those that were given one. Raises PortInUse if all of the range is taken. Call it
     with the store locked.
@@ -96,7 +104,7 @@ def _held_by(address: str, port: int) -> str:
 
 def _first_free(spec: ClusterSpec, node: NodeSpec, taken: set[int]) -> socket.socket | None:
     """A listener on the node's address at a port that nobody has; None if the whole range is taken."""
-    for port in _candidates(spec):
+    for port in _candidates(spec, node):
         if port in taken:
             continue
         try:
@@ -111,13 +119,31 @@ def _first_free(spec: ClusterSpec, node: NodeSpec, taken: set[int]) -> socket.so
     return None
 
 
-def _candidates(spec: ClusterSpec) -> Iterable[int]:
+def _candidates(spec: ClusterSpec, node: NodeSpec) -> Iterable[int]:
     """Ports to try; 0 (the system chooses) a few times, since it may choose one that another node is kept
     for.
     """
     if spec.listen_ports is None:
-        return (0,) * 64
+        return chain(out_of_the_way(_of_connections(), f"{spec.state_dir}\0{node.name}"), (0,) * 64)
     first, last = spec.listen_ports
+    return range(first, last + 1)
+
+
+def out_of_the_way(of_connections: range, seed: str) -> Iterable[int]:
+    """Ports from 20000 to 29999 that no connection is given. Each seed, which is a node, has a first one of
+    its own, so that two clusters of a host, neither of which runs, are hardly given the same.
+    """
+    ours = [port for port in _OURS if port not in of_connections]
+    start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]) % max(1, len(ours))
+    return ours[start:] + ours[:start]
+
+
+def _of_connections() -> range:
+    """Which the kernel gives to connections that ask for none; all of them if it does not say."""
+    try:
+        first, last = map(int, _OF_CONNECTIONS.read_text("ascii").split())
+    except (OSError, ValueError):
+        return range(1, 65_536)
     return range(first, last + 1)
 
 

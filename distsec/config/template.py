@@ -49,7 +49,7 @@ allowed_nodes = {allowed}
 #bind = "127.0.0.1"
 #confirm_network = false
 # Nodes without a port of their own get one of these, once, and keep it.
-# Without this line the system chooses the ports.
+# Without this line they get free ones from 20000 to 29999.
 #listen_ports = [9100, 9155]
 # "mesh": every node dials every other one. "none": the applications dial.
 #connect = "mesh"

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from distsec.beam import proc, render
+from distsec.beam import ports, proc, render
 from distsec.beam.overlay import Overlay, save_overlay
-from distsec.beam.ports import _listen, allot_ports, check_port_free
+from distsec.beam.ports import _listen, allot_ports, check_port_free, out_of_the_way
 from distsec.beam.provision import (
     agent_key,
     distribution_ports,
@@ -88,6 +88,11 @@ def free_ports(count: int) -> list[int]:
             continue
         return list(range(first, first + count))
     raise AssertionError("no free ports")
+
+
+def with_nodes(spec: ClusterSpec, count: int, metrics_port: int = 0) -> ClusterSpec:
+    many = tuple(NodeSpec(NodeName.parse(f"n{number}@127.0.0.1"), ("erl",)) for number in range(count))
+    return replace(spec, nodes=many, metrics_listen=("127.0.0.1", metrics_port))
 
 
 def listening(port: int) -> socket.socket:
@@ -321,13 +326,55 @@ def test_ports_that_are_given_are_taken_and_not_allotted_again(spec: ClusterSpec
 
 
 @pytest.mark.parametrize("metrics_port", [0, 9911])
-def test_without_a_range_the_system_chooses_different_ports(
+def test_without_a_range_each_node_has_a_port_that_no_connection_is_given(
     spec: ClusterSpec, store: Store, metrics_port: int
 ) -> None:
-    many = tuple(NodeSpec(NodeName.parse(f"n{number}@127.0.0.1"), ("erl",)) for number in range(20))
-    larger = replace(spec, nodes=many, metrics_listen=("127.0.0.1", metrics_port))
+    larger = with_nodes(spec, 20, metrics_port)
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     allot_ports(larger, store)
-    assert len(set(distribution_ports(larger, store).values())) == 20
+    found = set(distribution_ports(larger, store).values())
+    assert len(found) == 20
+    assert not [port for port in found if first <= port <= last]
+
+
+@pytest.mark.parametrize("said", ["1024 65535\n", "", "many\n", None])
+def test_where_connections_are_given_every_port_the_system_chooses_different_ones(
+    spec: ClusterSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    file = tmp_path / "range"
+    if said is not None:
+        file.write_text(said)
+    monkeypatch.setattr(ports, "_OF_CONNECTIONS", file)
+    chosen = []
+
+    def listen(address: str, port: int) -> socket.socket:
+        chosen.append(port)
+        return _listen(address, port)
+
+    monkeypatch.setattr(ports, "_listen", listen)
+    allot_ports(with_nodes(spec, 5), store)
+    assert set(chosen) == {0}
+    assert len(set(distribution_ports(with_nodes(spec, 5), store).values())) == 5
+
+
+def test_ports_out_of_the_way_are_all_there_are_in_an_order_of_each_nodes_own() -> None:
+    usual = [*out_of_the_way(range(32_768, 61_000), "a")]
+    assert sorted(usual) == [*range(20_000, 30_000)]
+    assert usual == [*out_of_the_way(range(32_768, 61_000), "a")]
+    assert usual[0] != next(iter(out_of_the_way(range(32_768, 61_000), "b")))
+    assert sorted(out_of_the_way(range(20_010, 65_536), "a")) == [*range(20_000, 20_010)]
+    assert [*out_of_the_way(range(1_024, 65_536), "a")] == []
+
+
+def test_a_port_out_of_the_way_that_somebody_has_is_left_to_them(spec: ClusterSpec, store: Store) -> None:
+    allot_ports(spec, store)
+    first = distribution_ports(spec, store)
+    (store.root / "ports.json").unlink()
+    with listening(first[str(A)]):
+        allot_ports(spec, store)
+    again = distribution_ports(spec, store)
+    assert again[str(A)] != first[str(A)]
+    assert again[str(B)] == first[str(B)]
 
 
 def test_a_node_that_is_gone_keeps_its_port_while_others_can_be_had(spec: ClusterSpec, store: Store) -> None:
