@@ -4,7 +4,7 @@
 -define(RULE, <<"cli-*@h">>).
 
 with_table(Test) ->
-    {spawn, fun() -> ok = distsec_futile:new(), Test() end}.
+    {spawn, {timeout, 60, fun() -> ok = distsec_futile:new(), Test() end}}.
 
 names_count_for_their_certificate_and_rule_test_() ->
     with_table(fun() ->

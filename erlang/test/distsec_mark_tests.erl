@@ -5,7 +5,7 @@
 
 in_a_directory_test_() ->
     {foreach, fun directory/0, fun file:del_dir_r/1,
-     [fun(D) -> {T, fun() -> Test(D) end} end
+     [fun(D) -> {T, {timeout, 60, fun() -> Test(D) end}} end % each waits for the disk
       || {T, Test} <- [{"there is none at first", fun none/1},
                        {"it is raised and never lowered", fun raised/1},
                        {"it is private", fun private/1},

@@ -2,6 +2,8 @@
 -module(distsec_parting_tests).
 -include_lib("eunit/include/eunit.hrl").
 
+-import(distsec_test_registry, [soon/2]).
+
 -define(PEER, <<"x@h">>).
 -define(HELD_MS, 1000). % distsec_parting's: sooner than that a quiet end closes no socket by itself
 -define(PATIENCE_MS, 60000).
@@ -53,14 +55,23 @@ closed_after(Peer, Began) ->
     {error, closed} = gen_tcp:recv(Peer, 0, ?PATIENCE_MS),
     now_ms() - Began.
 
+with_patience(Test) ->
+    {timeout, 2 * ?PATIENCE_MS div 1000, Test}.
+
 %% The control: this is what the peer notices at once.
-a_link_whose_controller_is_killed_closes_its_socket_test() ->
+a_link_whose_controller_is_killed_closes_its_socket_test_() ->
+    with_patience(fun() -> ?assert(soon(fun killed/0, ?HELD_MS)) end).
+
+killed() ->
     {Peer, _, Controller, _} = link(),
     Began = now_ms(),
     exit(Controller, kill),
-    ?assert(closed_after(Peer, Began) < ?HELD_MS).
+    closed_after(Peer, Began).
 
-a_quiet_end_takes_nothing_more_in_and_closes_the_socket_a_second_later_test() ->
+a_quiet_end_takes_nothing_more_in_and_closes_the_socket_a_second_later_test_() ->
+    with_patience(fun() -> ?assert(soon(fun ended_quietly/0, 3000)) end).
+
+ended_quietly() ->
     in_force(7, [?PEER]),
     {Peer, Socket, Controller, Receiver} = link(),
     Monitor = monitor(process, Controller),
@@ -70,11 +81,14 @@ a_quiet_end_takes_nothing_more_in_and_closes_the_socket_a_second_later_test() ->
     ok = gen_tcp:send(Peer, "after"),
     Took = closed_after(Peer, Began),
     ?assert(Took >= ?HELD_MS),
-    ?assert(Took < 3000),
     receive {took, More} -> error({took, More}) after 0 -> ok end,
-    ?assertNot(is_process_alive(Receiver)).
+    ?assertNot(is_process_alive(Receiver)),
+    Took.
 
-what_is_too_busy_to_end_is_killed_test() ->
+what_is_too_busy_to_end_is_killed_test_() ->
+    with_patience(fun what_is_too_busy_to_end_is_killed/0).
+
+what_is_too_busy_to_end_is_killed() ->
     in_force(7, [?PEER]),
     {Peer, Socket, _, _} = link(),
     Test = self(),
@@ -89,16 +103,25 @@ what_is_too_busy_to_end_is_killed_test() ->
     end,
     ?assert(closed_after(Peer, Began) >= ?HELD_MS).
 
+a_peer_that_is_taken_up_again_sees_its_old_link_end_at_once_test_() ->
+    with_patience(fun() -> ?assert(soon(fun taken_up_again/0, ?HELD_MS)) end).
+
 %% A later policy about others changes nothing.
-a_peer_that_is_taken_up_again_sees_its_old_link_end_at_once_test() ->
+taken_up_again() ->
     in_force(7, [?PEER]),
     {Peer, Socket, Controller, _} = link(),
     Began = now_ms(),
     ?assert(distsec_parting:quietly(?PEER, Controller, distsec_links:owner(Socket))),
     in_force(8, [?PEER]),
-    ?assertEqual({error, timeout}, gen_tcp:recv(Peer, 0, 200)),
-    in_force(9, []),
-    ?assert(closed_after(Peer, Began) < ?HELD_MS).
+    case gen_tcp:recv(Peer, 0, 200) of
+        {error, timeout} ->
+            in_force(9, []),
+            closed_after(Peer, Began);
+        {error, closed} -> % the test itself stood still until the hold was over
+            Took = now_ms() - Began,
+            ?assert(Took >= ?HELD_MS),
+            Took
+    end.
 
 a_link_of_which_too_little_is_known_is_left_to_others_test() ->
     ?assertNot(distsec_parting:quietly(?PEER, self(), undefined)),

@@ -34,7 +34,10 @@ refuses_a_document_of_another_key_test() ->
     {Other, _} = key(),
     ?assertEqual({error, signature}, distsec_policy:parse(document(policy(), Private), Other)).
 
-refuses_a_document_with_any_byte_changed_test() ->
+refuses_a_document_with_any_byte_changed_test_() ->
+    {timeout, 60, fun refuses_a_document_with_any_byte_changed/0}.
+
+refuses_a_document_with_any_byte_changed() ->
     {Public, Private} = key(),
     Document = document(policy(), Private),
     lists:foreach(

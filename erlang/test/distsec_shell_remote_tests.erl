@@ -30,7 +30,10 @@ expressions_keep_their_bindings_until_they_are_forgotten() ->
     ?assertMatch({raised, throw, stone, _}, ask(Pid, "throw(stone).")),
     exit(Pid, kill).
 
-an_evaluator_ends_with_who_asked_for_it_test() ->
+an_evaluator_ends_with_who_asked_for_it_test_() ->
+    {timeout, ?PATIENCE_S, fun an_evaluator_ends_with_who_asked_for_it/0}.
+
+an_evaluator_ends_with_who_asked_for_it() ->
     Test = self(),
     {Owner, OwnerMonitor} =
         spawn_monitor(fun() ->

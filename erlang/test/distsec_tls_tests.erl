@@ -5,7 +5,7 @@
 %% For other tests of handshakes.
 -export([begin_tls/0, end_tls/1, pair/2, identity/0]).
 
--define(STEP_MS, 5000).
+-define(STEP_MS, 30000).
 -define(KEY, {distsec, tls}).
 
 identity() ->
@@ -17,7 +17,7 @@ identity() ->
 begin_tls() ->
     {ok, _} = application:ensure_all_started(ssl),
     Unique = os:getpid() ++ "-" ++ integer_to_list(erlang:unique_integer([positive])),
-    Directory = filename:join(os:getenv("TMPDIR", "/tmp"), "distsec-tls-" ++ Unique),
+    Directory = filename:absname("tls-" ++ Unique),
     ok = file:make_dir(Directory),
     Made = public_key:pkix_test_data(#{root => [{key, {namedCurve, secp256r1}}, {digest, sha256}],
                                        peer => [{key, {namedCurve, secp256r1}}, {digest, sha256},
