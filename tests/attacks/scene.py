@@ -24,6 +24,7 @@ from tests.releases import Otp
 from tests.system.certificates import Leaf
 from tests.system.cluster import Cluster, free_ports
 from tests.system.intruder import Intruder, atom, string, tcp
+from tests.waiting import PATIENCE_SECONDS
 
 VICTIM = "a@127.0.0.1"
 LISTED = ("b", "c")
@@ -71,14 +72,29 @@ net_kernel:connect_node(V)
 """
 
 _HOLD = """
+Self = self(),
 register(test_holder, spawn(fun() ->
-    true = erlang:suspend_process(whereis(net_kernel)), receive release -> ok end
-end))
+    true = erlang:suspend_process(whereis(net_kernel)), Self ! held, receive release -> ok end
+end)),
+receive held -> ok end
 """
 """Without net_kernel nobody can be disconnected; it goes on when the process that holds it ends."""
 
 _RELEASE = """
-Held = monitor(process, test_holder), test_holder ! release, receive {'DOWN', Held, _, _, _} -> ok end
+case whereis(test_holder) of
+    undefined -> ok; % an attempt that came to its end before it was held
+    Holder -> Held = monitor(process, Holder), Holder ! release, receive {'DOWN', Held, _, _, _} -> ok end
+end
+"""
+
+_ALONE = """
+{nodes(connected), ets:info(sys_dist, size), distsec_links:all(),
+ [up || {_, _, up, _} <- distsec_attempts:all()], maps:get(kickers, sys:get_state(distsec_watch))}
+    =:= {[], 0, [], [], #{}}
+"""
+"""The emulator has no link any more; nor have those of it who hear of that later, each in its own time:
+net_kernel, to which a name would be in use still, the watcher, who tells of the end and may be throwing the
+peer out still, and the carrier, which counts names.
 """
 
 _UNTOLD = "lists:append([element(1, distsec_ring:read(Lane, 0, 1, pass)) || Lane <- [critical, refusals]])"
@@ -119,7 +135,6 @@ class Scene:
             self.cluster.settings["nodes"].append({"name": name, "port": port})
         self._log_read = 0
         self._before: Series = {}
-        self._own_probes = 0
 
     @property
     def port(self) -> int:
@@ -133,7 +148,7 @@ class Scene:
             self.cluster.init()
             self.cluster.run()
             self.cluster.wait_running()
-            self._own_probes = self._looked_at()
+            self.cluster.wait(lambda: self._of_probes() >= OWN_PROBES, "the node to tell of the probes")
             self.erl(RECORDER)
             self.erl(_CANARY)
         except BaseException:
@@ -166,23 +181,23 @@ class Scene:
                 for (name, labels), value in metrics.items()
                 if name == "distsec_security_refusals_total" and ("node", VICTIM) in labels
             )
-            return told + self._own_probes == self._refusals_in_the_node()
+            return told + self._of_probes() == self._refusals_in_the_node()
 
         self.cluster.wait(all_there, "the victim's refusals to be counted by the orchestrator")
 
-    def _looked_at(self) -> int:
-        """How many refusals were the orchestrator's own look, which it counts nowhere: the last is counted by
-        the node a moment after that has ended the connection.
+    def _of_probes(self) -> int:
+        """How many refusals were the orchestrator's own looks, which it counts nowhere but in its records: a
+        look that a slow machine spoilt is repeated.
         """
-        self.cluster.wait(lambda: self._refusals_in_the_node() >= OWN_PROBES, "the node to count the probes")
-        return self._refusals_in_the_node()
+        record = self.cluster.node_directory("a") / "probes.json"
+        return sum(json.loads(record.read_text())["absorbed"].values()) if record.exists() else 0
 
     def _refusals_in_the_node(self) -> int:
         return int(self.erl("lists:sum([N || {_, _, N} <- maps:get(refusals, distsec_count:report())])"))
 
     # ---- the victim, from inside
 
-    def erl(self, expressions: str, seconds: float = 30.0) -> str:
+    def erl(self, expressions: str, seconds: float = PATIENCE_SECONDS) -> str:
         return self.cluster.erl("a", expressions, seconds)
 
     def nodeups(self) -> str:
@@ -190,8 +205,8 @@ class Scene:
         return self.erl("test_recorder ! {take, self()}, receive {seen, Nodes} -> Nodes end")
 
     def wait_alone(self, what: str) -> None:
-        """Waits until the victim has no link."""
-        self.cluster.wait(lambda: self.erl("nodes(connected)") == "[]", what)
+        """Waits until the victim has no link, and nothing in it takes it for having one."""
+        self.cluster.wait(lambda: self.erl(_ALONE) == "true", what)
 
     def harmed(self) -> str:
         """How code of a stranger ran in the victim, or "no"."""
@@ -277,6 +292,13 @@ class Scene:
     def attempts(self) -> dict[tuple[str, ...], float]:
         """distsec_security_connection_attempts_total: (result, peer) → number."""
         return self.counted("distsec_security_connection_attempts_total", "result", "peer")
+
+    def wait_told(self) -> None:
+        """Waits until the log tells of every refusal that was counted: what it held back it says later."""
+        self.settle()
+        self.cluster.wait(
+            lambda: self.denied().total() == sum(self.refusals().values()), "every refusal in the log"
+        )
 
     def expect(self, reason: str, times: int, *, direction: str = "in", peer: str = "unlisted") -> None:
         """Exactly `times` refusals, all for `reason`: in the log, under both counters, and nowhere else."""

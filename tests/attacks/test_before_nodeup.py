@@ -53,7 +53,7 @@ def test_nothing_that_an_unlisted_node_sends_or_calls_runs(scene: Scene, hidden:
     )
     scene.attack(evil, ATTACKS)
     scene.cluster.wait(scene.denied, "the first refusal in the log")
-    scene.settle()
+    scene.wait_told()
     assert set(scene.denied()) == {"not_allowed"}
     assert evil.links() == "[]"
     scene.expect_nothing_happened()

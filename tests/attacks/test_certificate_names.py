@@ -7,8 +7,10 @@ carrier.
 from __future__ import annotations
 
 import contextlib
+import ssl
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,8 @@ REAL = 200
 MANY = 10_000
 NOISE = 64
 """Atoms that a node makes in passing, whoever comes: modules that are loaded, and the like."""
+
+TICK_SECONDS = 5.0
 
 D, E, F = (f"{name}@127.0.0.1" for name in "def")
 SUBJECT_OF_D = "CN=d.example,OU=Nodes,O=Example"
@@ -161,6 +165,7 @@ def test_whoever_shows_what_is_listed_is_let_in_and_shown_by_it(scene: Scene, ca
         (link,) = links()
         assert (link["identity"], link["verdict"]) == (case.identity, "allow")
     scene.wait_alone("the end of the link")
+    scene.settle()
     assert not scene.denials()
 
 
@@ -190,15 +195,36 @@ def wait_linked(scene: Scene, head: str) -> None:
 
 @contextlib.contextmanager
 def live_names(scene: Scene, leaf: Any) -> Iterator[ExitStack]:
-    """As many links as one certificate may have under the rule."""
+    """As many links as one certificate may have under the rule, for as long as they are wanted."""
     with ExitStack() as links:
+        connections = []
         for number in range(MAX_LIVE):
             made = claim(scene.port, leaf, f"cli-live{number}@127.0.0.1", scene.default_cookie())
-            links.enter_context(made.connection)
+            connections.append(links.enter_context(made.connection))
             assert made.admitted
             wait_linked(scene, f"cli-live{number}")
+        links.enter_context(ticking(connections))
         yield links
     scene.wait_alone("the end of the links")
+
+
+@contextlib.contextmanager
+def ticking(connections: Sequence[ssl.SSLSocket]) -> Iterator[None]:
+    """The victim ends a link of which it has heard nothing for net_ticktime, a minute."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(TICK_SECONDS):
+            for connection in connections:
+                connection.sendall(bytes(4))  # an empty frame
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(30)
 
 
 def refusals_for(scene: Scene, reason: str) -> float:

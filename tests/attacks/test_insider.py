@@ -14,7 +14,7 @@ import pytest
 
 from tests.attacks.claim import HIDDEN, VISIBLE, Claim, claim
 from tests.attacks.scene import VICTIM, Scene
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 CLAIMS = 20
 
@@ -54,7 +54,7 @@ def test_a_node_that_takes_anothers_name_is_refused_for_want_of_that_pairs_cooki
     insider = scene.intruder("c", leaf=scene.cluster.leaf("b"), cookie=scene.default_cookie())
     scene.attack(insider, 2)
     scene.cluster.wait(scene.denied, "the first refusal in the log")
-    scene.settle()
+    scene.wait_told()
     assert set(scene.denied()) == {"bad_cookie"}
     assert insider.links() == "[]"
     scene.expect_nothing_happened()
@@ -124,6 +124,7 @@ def held_link(scene: Scene) -> Iterator[Claim]:
         made = claim(scene.port, leaf, "ghost@127.0.0.1", cookie, before_reply=scene.hold, seconds=5)
         with scene.released_in_the_end():
             if made.admitted and comes_up(scene):
+                made.connection.settimeout(PATIENCE_SECONDS)
                 yield made
                 return
         made.connection.close()

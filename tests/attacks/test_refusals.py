@@ -181,6 +181,7 @@ def test_garbage_after_tls_from_a_listed_certificate_links_nothing(scene: Scene)
     knock.connection.settimeout(60)
     assert refused(knock.connection)
     scene.expect_nothing_happened()
+    scene.settle()
     assert scene.denials() == []
 
 

@@ -25,6 +25,7 @@ from distsec.posture.collect.gather import gather_configuration, gather_host
 from distsec.posture.collect.processes import Beam, Found
 from distsec.posture.facts import Facts
 from distsec.posture.finding import NOT_COUNTED, Code, Finding, Severity
+from tests.system.cluster import free_ports
 
 A, B = "a@127.0.0.1", "b@127.0.0.1"
 DAY = timedelta(days=1)
@@ -74,7 +75,17 @@ class Planted:
         if template is not None:  # paths in its files lead there, which nothing here looks at
             shutil.copytree(template, directory, dirs_exist_ok=True)
         else:
+            self._give_ports()
             initialise(directory, name="demo", nodes=[A, B], mode=None, environment={}, now=time.time())
+
+    def _give_ports(self) -> None:
+        """Ports that no test beside this one listens on, nor the kernel gives a connection: those that `init`
+        has the system choose are anybody's again, and whoever listens there then is a finding.
+        """
+        self.state.mkdir(mode=0o700)
+        ports = self.state / "ports.json"
+        ports.write_text(json.dumps({"schema": 1, "ports": dict(zip((A, B), free_ports(2), strict=True))}))
+        ports.chmod(0o600)
 
     def node(self, name: str = A) -> Path:
         return self.state / "nodes" / name

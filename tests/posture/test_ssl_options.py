@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from itertools import product
@@ -12,6 +13,7 @@ from distsec.beam.erlang_text import Symbol, Term, erlang_string, erlang_term
 from distsec.beam.tls_options import Role
 from distsec.posture.judge.ssl_options import ROWS, refused
 from tests.releases import Otp
+from tests.system.cluster import free_ports
 
 HERE = Path(__file__).resolve().parent
 VERSIONS = (["tlsv1.3"], ["tlsv1.3", "tlsv1.2"], ["tlsv1.2"], ["tlsv1.2", "tlsv1.1", "tlsv1"])
@@ -75,14 +77,17 @@ def test_what_the_table_says_is_what_ssl_does(otp: Otp, tmp_path: Path) -> None:
     (tmp_path / "in.term").write_text(erlang_term(given) + ".\n")
     paths = (HERE / "ssl_options.erlscript", tmp_path / "in.term", tmp_path / "out")
     script, source, sink = (erlang_string(str(path)) for path in paths)
-    run = f"file:script({script}, [{{'In', {source}}}, {{'Out', {sink}}}])"
-    done = subprocess.run(
-        [otp.erl, "-noinput", "-kernel", "logger_level", "none", "-eval", f"{{ok, _}} = {run}, halt()."],
-        env={"PATH": os.defpath, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    with socket.socket() as nobody:  # bound, and never listening: nobody else comes to listen there either
+        nobody.bind(("127.0.0.1", *free_ports(1)))
+        port = nobody.getsockname()[1]
+        run = f"file:script({script}, [{{'In', {source}}}, {{'Out', {sink}}}, {{'Port', {port}}}])"
+        done = subprocess.run(
+            [otp.erl, "-noinput", "-kernel", "logger_level", "none", "-eval", f"{{ok, _}} = {run}, halt()."],
+            env={"PATH": os.defpath, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     answers = (tmp_path / "out").read_text().split()
     assert len(answers) == len(asked)

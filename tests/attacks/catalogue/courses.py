@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.attacks.catalogue.attack import Attack, Boot, Need, Play, Stage, Target, Try
 from tests.attacks.catalogue.canary import Canary
-from tests.attacks.catalogue.entry import enter
+from tests.attacks.catalogue.entry import CALL_SECONDS, enter
 from tests.system.certificates import Leaf
 from tests.system.intruder import Intruder, atom
 
@@ -112,6 +112,8 @@ def by_beam(name: Callable[[Target], str], dress: Callable[[Target], Leaf | None
                 )
                 took = node.erl(text, 30 + 2 * BATCH).strip("[]").split(",")
                 heard = canary.heard()
+                while heard < took.count("up") and (more := canary.heard(CALL_SECONDS)):
+                    heard += more  # the victim may still be at it
                 for number, one in enumerate(took):
                     ended = None if one == "up" else float(one) / 1e6
                     yield Try("", ended, one == "up", number < heard, claimed=own)

@@ -69,11 +69,11 @@ class Impostor(Listening):
             ends = self._secure(accepted)
             wire = Wire(ends, address)
             cookie = self._stage.target.cookie(self.name) if self._knows_cookie else None
-            dialogue.accept_handshake(wire, self.name, cookie)
             speaker = Speaker(self.name, 1, self._stage.target.name, 0, canary.address)
-            wire.socket.sendall(wire.framed(speaker.spawn(), speaker.cast(), speaker.send()))
+            words = (speaker.spawn(), speaker.cast(), speaker.send())
+            dialogue.accept_handshake(wire, self.name, cookie, words=words)
             linked = True  # as far as we can tell: the victim judges our answer to its challenge after that
-            executed = canary.heard() > 0 or (_still_there(ends, canary) and canary.heard(CALL_SECONDS) > 0)
+            executed = _called(ends, canary)
         except (OSError, ValueError, struct.error):  # refused
             pass
         ended = time.monotonic() - began
@@ -81,16 +81,15 @@ class Impostor(Listening):
         return Try(address, None if executed else ended, linked and executed, executed, claimed=self.name)
 
 
-def _still_there(link: Secured, canary: Canary) -> bool:
+def _called(link: Secured, canary: Canary) -> bool:
     """Waits for the victim's call, or for the end of the connection, which comes first where we are
-    refused.
+    refused; whether there was a call. Of both at once it is the call that counts.
     """
-    until = time.monotonic() + CALL_SECONDS
     poll = select.poll()
     poll.register(link.fileno(), select.POLLRDHUP)
     poll.register(canary.fileno(), select.POLLIN)
-    ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-    return all(descriptor != link.fileno() for descriptor, _ in ready)
+    poll.poll(CALL_SECONDS * 1000)
+    return canary.heard() > 0
 
 
 def dialled(secure: Callable[[Stage], Secure], *, knows_cookie: bool = True) -> Play:

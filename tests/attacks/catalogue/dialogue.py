@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 HIDDEN = 0x0000_000D_0707_0FBC
@@ -195,11 +196,14 @@ def reply_frame(cookie: str, challenge: int, ours: int | None = None) -> bytes:
 # ---- the other role: the victim dials us
 
 
-def accept_handshake(wire: Wire, name: str, cookie: str | None, creation: int = 1) -> bytes | None:
+def accept_handshake(
+    wire: Wire, name: str, cookie: str | None, creation: int = 1, words: Sequence[bytes] = ()
+) -> bytes | None:
     """Takes whoever dials, as `name`, and answers any cookie; the last frame that came, None if there was
     none.
 
-    `cookie` None: not known, the answer to the victim's challenge is made up.
+    `cookie` None: not known, the answer to the victim's challenge is made up. `words`: what is said right
+    behind that answer, in the same write.
     """
     wire.receive()  # $N
     wire.send(b"sok")
@@ -208,5 +212,6 @@ def accept_handshake(wire: Wire, name: str, cookie: str | None, creation: int = 
     )
     reply = wire.receive()  # $r, 4 bytes of challenge, digest
     (number,) = struct.unpack(">I", reply[1:5])
-    wire.send(b"a" + (digest(cookie, number) if cookie is not None else secrets.token_bytes(16)))
+    answer = b"a" + (digest(cookie, number) if cookie is not None else secrets.token_bytes(16))
+    wire.socket.sendall(wire.framed(answer, *words))
     return reply

@@ -14,8 +14,10 @@ from tests.attacks.catalogue.attack import Stage, Try
 from tests.attacks.catalogue.dialogue import HIDDEN, VISIBLE, Wire
 from tests.attacks.catalogue.terms import ANSWERS, Speaker, operation
 
-CALL_SECONDS = 0.4
-"""How long an attacker that is linked waits for the victim to do as it was told."""
+CALL_SECONDS = 10.0
+"""How long an attacker that is linked waits for the victim to do as it was told: whom the victim throws out
+need not wait, and a machine may be busy.
+"""
 
 Say = Callable[[Speaker], Sequence[bytes]]
 

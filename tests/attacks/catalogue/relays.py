@@ -76,7 +76,10 @@ class Relay(Listening):
         """
         first = _without_cache(near.receive())  # $N
         far.send(first)
-        near.send(far.receive())  # $s
+        status = far.receive()  # $s
+        near.send(status)
+        if status == b"salive":  # it has not heard yet that the link before has ended, and is told to insist
+            far.send(near.receive())
         challenge = _without_cache(far.receive())  # $N
         near.send(challenge)
         far.send(near.receive())  # $r

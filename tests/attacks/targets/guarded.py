@@ -17,6 +17,7 @@ from distsec.control.client import ControlClient
 from tests.attacks.board import DIED
 from tests.attacks.catalogue.attack import THREADS, Boot, Need
 from tests.attacks.scene import DIAL, LISTED, VICTIM, Scene
+from tests.attacks.targets.plain import ANSWER_SECONDS
 from tests.releases import Otp
 from tests.system.beam_control import Control
 from tests.system.certificates import Leaf, TestAuthority
@@ -146,7 +147,7 @@ class Guarded:
         """Whether an attack has ended the node, or its distribution."""
         try:
             there = "is_pid(whereis(test_recorder)) andalso is_pid(whereis(net_kernel))"
-            return self.evaluate(there, 5) != "true"
+            return self.evaluate(there, ANSWER_SECONDS) != "true"
         except (OSError, AssertionError):
             return True
 

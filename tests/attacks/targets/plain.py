@@ -29,6 +29,9 @@ from tests.waiting import PATIENCE_SECONDS, wait_until
 
 COOKIE = "a_cookie_as_long_as_the_documentation_wants_it"
 
+ANSWER_SECONDS = 20.0
+"""What a node that lives takes to answer, at the most: a machine may be busy."""
+
 _TOLD = re.compile(
     rb"TLS (?:server|client): In state|TLS distribution handshake failed"
     rb"|Connection attempt (?:from|to) node .* (?:rejected|cancelled)"
@@ -189,7 +192,7 @@ class Plain:
         """Whether an attack has ended the node, or its distribution."""
         try:
             socket.create_connection(self.address, 2).close()
-            return self.evaluate("is_pid(whereis(test_recorder))", 5) != "true"
+            return self.evaluate("is_pid(whereis(test_recorder))", ANSWER_SECONDS) != "true"
         except OSError:
             return True
 

@@ -24,8 +24,10 @@ from tests.releases import Otp
 from tests.system.certificates import Leaf, TestAuthority
 from tests.system.cluster import COMMAND
 
-LOOK_SECONDS, SETTLE_LOOKS = 2.5, 10
-"""Between two looks at the refusals, which nodes tell once a second; and how many looks until they agree."""
+LOOK_SECONDS, SETTLE_LOOKS = 5.0, 10
+"""Between two looks at the refusals, which nodes tell once a second, on a machine that stands still for some
+seconds later; and how many looks until they agree.
+"""
 
 
 @dataclass(frozen=True, slots=True)
