@@ -34,6 +34,8 @@ LOOKING_SECONDS = 6.0
 BACK_SECONDS = 90.0
 STEP_SECONDS = 5.0
 MINUTE = 60.0
+TCP_OPEN, UNIX_LISTENER = {"01", "08"}, "00010000"
+"""States of /proc/net/tcp: ESTABLISHED, CLOSE_WAIT; and the flags of a listener in /proc/net/unix."""
 
 
 @pytest.fixture(scope="module", params=OTPS[:1], ids=str)
@@ -57,6 +59,24 @@ def orchestrator(cluster: Cluster) -> int:
 
 def descriptors(pid: int) -> set[int]:
     return {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def without_clients(cluster: Cluster) -> set[int]:
+    """Its descriptors once nobody is connected to its metrics or its control socket, the clients of the test
+    before among them: it hears of the end of a connection later than who has ended it."""
+    pid = orchestrator(cluster)
+    cluster.wait(lambda: connections(cluster, pid) == 0, "the end of all clients' connections", 60)
+    return descriptors(pid)
+
+
+def connections(cluster: Cluster, pid: int) -> int:
+    """At its metrics and its control socket, also those that wait to be accepted; proc(5)."""
+    tcp = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    unix = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+    control = str(cluster.state / "control.sock")
+    return sum(
+        int(each[1].partition(":")[2], 16) == cluster.metrics_port and each[3] in TCP_OPEN for each in tcp
+    ) + sum(each[-1] == control and each[3] != UNIX_LISTENER for each in unix)
 
 
 def processor_seconds(pid: int) -> float:
@@ -151,7 +171,7 @@ def started(cluster: Cluster) -> int:
 
 def test_clients_cannot_take_the_descriptors_that_the_nodes_need(cluster: Cluster) -> None:
     pid, said, starts = orchestrator(cluster), len(cluster.orchestrator_lines()), started(cluster)
-    before, began = descriptors(pid), time.monotonic()
+    before, began = without_clients(cluster), time.monotonic()
 
     def refusing() -> list[dict[str, Any]]:
         return [line for line in lines(cluster, said) if "connections are refused" in str(line)]
@@ -178,7 +198,7 @@ def test_clients_cannot_take_the_descriptors_that_the_nodes_need(cluster: Cluste
 
 def test_what_clients_may_hold_has_a_bound_and_an_operator_has_an_answer(cluster: Cluster) -> None:
     pid = orchestrator(cluster)
-    most = len(descriptors(pid)) + METRICS + CONTROL
+    most = len(without_clients(cluster)) + METRICS + CONTROL
     with clients(cluster, 2 * CONTROL, again=False) as held:
         cluster.wait(lambda: sum(map(ended, held)) > CONTROL, "the end of those that are too many", 60)
         assert len(descriptors(pid)) <= most + 10
@@ -200,7 +220,7 @@ def one_by_one(cluster: Cluster, limit: Callable[[int], None]) -> dict[str, Any]
 
 def test_without_any_descriptor_it_goes_on_and_starts_a_node_as_soon_as_it_can(cluster: Cluster) -> None:
     pid, said, starts = orchestrator(cluster), len(cluster.orchestrator_lines()), started(cluster)
-    before = descriptors(pid)
+    before = without_clients(cluster)
     with limited(cluster, "nofile", 3) as limit:
         with clients(cluster, 20):
             kill(cluster, "b")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.monitoring.rules import ROOT, alert_names
 from tests.monitoring.servers import Prometheus, Receiver
-from tests.system.cluster import Cluster
+from tests.system.cluster import HOST, Cluster
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.otp]
@@ -90,14 +90,23 @@ def test_the_annotation_of_the_dashboard_is_a_query_too(seen: Cluster, prometheu
 def test_the_variables_of_the_dashboard_find_cluster_and_nodes(seen: Cluster, prometheus: Prometheus) -> None:
     variables = {each["name"]: each for each in json.loads(DASHBOARD.read_text())["templating"]["list"]}
     assert set(variables) == {"datasource", "cluster", "instance", "node"}
-    found = {}
-    for name in ("cluster", "instance", "node"):
-        matched = re.fullmatch(r"label_values\((.+), (\w+)\)", variables[name]["query"]["query"])
-        assert matched is not None and matched[2] == name
-        series = matched[1].replace("$cluster", "shop").replace("$instance", ".*")
-        found[name] = {each["metric"][name] for each in prometheus.query(series)}
-    assert found["cluster"] == {"shop"}
-    assert found["node"] == {seen.node(name) for name in seen.names}
+    expected = {
+        "cluster": {"shop"},
+        "instance": {f"{HOST}:{seen.metrics_port}"},
+        "node": {seen.node(name) for name in seen.names},
+    }
+
+    def found() -> dict[str, set[str]]:
+        values = {}
+        for name in expected:
+            matched = re.fullmatch(r"label_values\((.+), (\w+)\)", variables[name]["query"]["query"])
+            assert matched is not None and matched[2] == name
+            series = matched[1].replace("$cluster", "shop").replace("$instance", ".*")
+            values[name] = {each["metric"][name] for each in prometheus.query(series)}
+        return values
+
+    # After a scrape that took too long nothing is there until the next one.
+    wait_until(lambda: found() == expected, f"{expected}", poll_seconds=0.2)
 
 
 def test_a_stranger_with_a_certificate_raises_the_alarm_up_to_the_receiver(

@@ -118,7 +118,7 @@ def test_a_pipe_in_the_place_of_the_configuration_holds_up_nobody(place: Path) -
     (place / "distsec.toml").unlink()
     without = seconds_of([])  # most of it is the start of the program, which a busy machine holds up
     os.mkfifo(place / "distsec.toml")
-    assert seconds_of([]) < 10 + without
+    assert seconds_of([]) < 60 + without  # who waits for a writer waits for ever
 
 
 def test_an_orchestrator_that_hangs_is_not_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def test_from_nothing_through_an_upgrade_to_nothing(machine: Machine) -> None:
     # gone, with the nodes, their keys and whatever would have started them
     said = dpkg(machine, "-P", "distsec")
     assert f"distsec: removed {STATE} with the CA's key and every node's" in said
+    service.wait_ended(pids.values())  # they were taken over: init collects what is left, in its own time
     assert machine.shell("cat /proc/[0-9]*/comm | grep -c beam || true") == "0\n"
     left = f"ls -d {STATE} /etc/distsec /var/log/distsec /run/distsec /usr/lib/distsec {WANTS}/distsec*"
     assert machine.shell(f"{left} 2>/dev/null || true") == ""

@@ -114,7 +114,7 @@ def test_whoever_audits_makes_the_same_modules_from_the_wheels_sources(wheel: Pa
         *sorted(map(str, Path(tmp_path / "distsec/agent/src").glob(words[-1]))),
     ]
     relative = [Path(word).name if word.endswith(".erl") else word for word in words]
-    subprocess.run(relative, cwd=tmp_path / "distsec/agent/src", check=True, timeout=120)
+    subprocess.run(relative, cwd=tmp_path / "distsec/agent/src", check=True, timeout=MAKE_SECONDS)
     beams = sorted(path.name for path in ebin.glob("*.beam"))
     assert len(beams) > 20
     assert [name for name in beams if (again / name).read_bytes() != (ebin / name).read_bytes()] == []
@@ -154,7 +154,7 @@ def test_only_the_oldest_compiler_makes_what_is_published(tmp_path: Path) -> Non
         env={**build_environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=MAKE_SECONDS,
     )
     assert ended.returncode == 72
     assert ended.stderr == (

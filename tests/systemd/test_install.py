@@ -12,6 +12,7 @@ import pytest
 from tests.releases import ROOT
 from tests.systemd.machine import SHARE, Machine, needed
 from tests.systemd.service import Service
+from tests.waiting import wait_until
 
 INSTALL = str(ROOT / "scripts" / "install")
 A, B, X = "a@127.0.0.1", "b@127.0.0.1", "x@127.0.0.1"
@@ -116,6 +117,8 @@ def test_from_nothing_to_a_service_to_a_second_cluster_to_nothing(bare: Machine)
         "mkdir /var/lib/distsec/nodes/g; chgrp games /var/lib/distsec/nodes/g; "
         "setpriv --reuid games --regid games --clear-groups sleep 600 >/dev/null 2>&1 & echo $! >/tmp/g"
     )
+    owner = ("bash", "-euc", "stat -c %U /proc/$(cat /tmp/g)")  # root, until it has become that user
+    wait_until(lambda: bare.run(*owner).stdout == "games\n", "a process of that user")
     refused = bare.run(INSIDE, "--uninstall", check=False)
     assert refused.returncode == 75 and "nodes of /var/lib/distsec still run" in refused.stderr
     bare.shell(

@@ -94,7 +94,7 @@ class Faults:
         pid = self.cluster.beam_pid(fault.target)
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-            self.links.ended(self.cluster.node(fault.target))
+            self.links.ended(self.cluster.node(fault.target), pid)
             self.counted(fault.kind)
 
     def stop_node(self, fault: Fault) -> None:
@@ -124,6 +124,8 @@ class Faults:
             process = os.pidfd_open(pid)  # by then the pid may be somebody else's
             signal.pidfd_send_signal(process, signal.SIGSTOP)
             self._stopped.add(pid)
+            if fault.target:
+                self.links.stopped(self.cluster.node(fault.target))
             self.counted(fault.kind)
 
             def go_on() -> None:
@@ -131,6 +133,8 @@ class Faults:
                     signal.pidfd_send_signal(process, signal.SIGCONT)
                 os.close(process)
                 self._stopped.discard(pid)
+                if fault.target:
+                    self.links.stopped(self.cluster.node(fault.target), until=time.time())
 
             self._later(fault, go_on)
 

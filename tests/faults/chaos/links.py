@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 GRACE_SECONDS = 1.0
 """After a denial was acknowledged: what a witness writes down later than it happened. The node's own gate
@@ -56,6 +57,10 @@ class Links:
     denials: list[Denial] = field(default_factory=list)
     ups: int = 0
     downs: int = 0
+    _gone: dict[str, str] = field(default_factory=dict)
+    """By node, the pid of a process that is gone, and whose last lines may not have been read yet."""
+    _silent: dict[str, float] = field(default_factory=dict)
+    """By node, until when it was stopped and could write nothing, Unix seconds."""
 
     def feed(self, sightings: Iterable[Sighting]) -> Iterator[str]:
         """Yields what is violated, as texts."""
@@ -64,11 +69,16 @@ class Links:
 
     def _one(self, each: Sighting) -> Iterator[str]:
         links = self.up.setdefault(each.node, set())
+        gone = self._gone.get(each.node)
         match each.kind:
             case "boot":
-                links.clear()
+                if each.peer != gone:
+                    links.clear()
+                    self._gone.pop(each.node, None)
+                    self._silent.pop(each.node, None)
             case "up":
-                links.add(each.peer)
+                if gone is None:
+                    links.add(each.peer)
                 self.ups += 1
                 if each.peer not in self.listed:
                     yield f"{each.node} was linked with {each.peer}, which is not listed, at {each.at:.3f}"
@@ -89,9 +99,14 @@ class Links:
                     f"was denied and all had acknowledged it at {denial.since:.3f}"
                 )
 
-    def ended(self, node: str) -> None:
-        """Its process is gone, and can write nothing more."""
+    def ended(self, node: str, pid: int) -> None:
+        """That process of it is gone, and links with nobody any more, whatever its last lines say."""
         self.up.pop(node, None)
+        self._gone[node] = str(pid)
+
+    def stopped(self, node: str, until: float = inf) -> None:
+        """Its process can write nothing until then: nor that a link has ended."""
+        self._silent[node] = until
 
     def denied(self, now: float) -> Iterator[str]:
         """What is still up with a peer that is denied now."""
@@ -99,6 +114,8 @@ class Links:
             if not denial.covers(now):
                 continue
             for node, links in self.up.items():
+                if now <= self._silent.get(node, 0.0) + GRACE_SECONDS:
+                    continue
                 if denial.peer in links or (node == denial.peer and links):
                     yield f"{node} is linked with {sorted(links)}, though {denial.peer} is denied"
 

@@ -45,8 +45,34 @@ def test_a_mesh_is_whole_only_with_every_link_and_no_other() -> None:
     assert not links.whole({A, B, C})
     assert links.lacking({A, B, C}) == {A: [B]}
     links = mesh()
-    links.ended(C)
+    links.ended(C, 1)
     assert not links.whole({A, B, C})
+
+
+def test_last_lines_of_a_process_that_is_gone_are_no_links_and_those_of_the_next_are() -> None:
+    links = mesh()
+    links.denials.append(Denial(B, T + 10))
+    for node in (A, C):
+        assert list(links.feed([Sighting(node, T, "down", B)])) == []
+    links.ended(B, 1)
+    last = [Sighting(B, T, "boot", "1"), Sighting(B, T, "up", C)]
+    assert list(links.feed(last)) == [] and list(links.denied(T + 20)) == []
+    (found,) = links.feed([Sighting(B, T + 12, "up", C)])  # what must not be is noticed in any case
+    assert "though b@h was denied" in found
+    assert len(list(links.feed([Sighting(B, T + 13, "boot", "2"), Sighting(B, T + 13, "up", C)]))) == 1
+    assert len(list(links.denied(T + 20))) == 1
+
+
+def test_a_node_that_is_stopped_has_the_time_to_write_down_what_ended_when_it_goes_on() -> None:
+    links = mesh()
+    links.denials.append(Denial(B, T))
+    for node, peer in ((C, B), (B, A), (B, C)):
+        assert list(links.feed([Sighting(node, T, "down", peer)])) == []
+    links.stopped(A)
+    assert list(links.denied(T + 20)) == []
+    links.stopped(A, until=T + 20)
+    assert list(links.denied(T + 20 + GRACE_SECONDS / 2)) == []
+    assert len(list(links.denied(T + 21 + GRACE_SECONDS))) == 1
 
 
 def test_an_unlisted_link_is_noticed_however_short() -> None:
