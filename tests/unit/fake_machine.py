@@ -113,6 +113,7 @@ class FakeNode:
     spec: NodeSpec
     says_hello: bool = True
     answers: bool = True  # False: connected and silent, as under SIGSTOP
+    silent: bool = False  # True: it is dropped when nothing was heard of it; else it has said something
     refuses_policy: str | None = None
     ignores_stop: bool = False
     ignores_term: bool = False
@@ -283,7 +284,8 @@ class FakeServer:
         self.node.server = None
 
     def drop(self, why: str) -> None:
-        self.node.goodbye()
+        if self.node.silent or not why.startswith("nothing was heard of it"):
+            self.node.goodbye()
 
     def rekey(self, key: Secret) -> None:
         self.node.key = key.reveal()

@@ -17,6 +17,7 @@ from distsec.errors import CommandFailed, NotFound, UsageError
 from distsec.model.cluster import NodeState
 from distsec.model.events import EventType
 from tests.unit.fake_machine import FakeProcess, cluster_spec, node_spec
+from tests.unit.later import later
 from tests.unit.test_supervisor import A, B, Cluster, until
 
 pytestmark = pytest.mark.asyncio
@@ -145,14 +146,17 @@ async def test_a_node_that_runs_is_no_other_process() -> None:
 async def test_what_holds_the_port_already_is_waited_for_and_a_silent_one_is_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distsec.supervisor.adoption.KNOCK_SECONDS", 0.1)
+    monkeypatch.setattr("distsec.supervisor.adoption.KNOCK_SECONDS", 600.0)
     cluster = Cluster(cluster_spec(node_spec("a"), node_spec("b")))
     cluster.machine.foundlings.occupants = {A: 4711, B: 4712}
     async with cluster.supervisor.running():
         process = comes_up(cluster, A)
         await until(lambda: cluster.supervisor.nodes[A].acceptance.window is not None)
         assert knocks(cluster, A)
-        await cluster.states(a=NodeState.RUNNING, b=NodeState.RUNNING)
+        await cluster.states(a=NodeState.RUNNING)
+        assert cluster.state(B) is NodeState.STOPPED
+        later(monkeypatch, 600.0)
+        await cluster.states(b=NodeState.RUNNING)
         assert cluster.status(A)["pid"] == process.pid
         assert ("start", A) not in cluster.machine.order and ("start", B) in cluster.machine.order
 
@@ -175,7 +179,8 @@ async def test_a_node_that_was_stopped_stays_so_in_the_next_orchestrator_and_one
 
 async def test_an_adopted_node_of_another_version_is_left_and_one_that_we_started_is_not() -> None:
     for leftover in (True, False):
-        cluster = Cluster(cluster_spec(node_spec("a"), start_deadline_seconds=0.2))
+        # Whoever stands still by a second has it later; it is not to come before that is told.
+        cluster = Cluster(cluster_spec(node_spec("a"), start_deadline_seconds=2.0))
         cluster.machine.leftover = {A: leftover}
         cluster.fake(A).says_hello = False
         async with cluster.supervisor.running():

@@ -29,6 +29,7 @@ from distsec.observe.log import make_logger
 from distsec.observe.strays import STRAY_LINES, STRAY_SECONDS, Strays
 from distsec.pki.store import Store
 from distsec.supervisor import Supervisor
+from tests.system.cluster import free_ports
 from tests.unit.daemon_process import CONFIG, Daemon, one_daemon
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -105,9 +106,10 @@ def test_what_is_wrong_beforehand_is_one_line_and_nothing_is_started(
 
 @contextlib.contextmanager
 def taken_port() -> Iterator[int]:
-    """A port of loopback that somebody else listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        yield taken.getsockname()[1]
+    """A port of loopback that somebody else listens at, and nobody once it is free."""
+    port = free_ports(1)[0]
+    with socket.create_server(("127.0.0.1", port)):
+        yield port
 
 
 def test_a_held_port_is_told_at_once_and_the_orchestrator_goes_on(daemon: Daemon) -> None:

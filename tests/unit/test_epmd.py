@@ -14,6 +14,7 @@ from distsec.beam import epmd, proc
 from distsec.beam.epmd import DEFAULT_PORT, ensure_epmd, epmd_port
 from distsec.errors import ConfigError, EpmdUnavailable, PortInUse, RuntimeMissing
 from distsec.pki.account import Account
+from tests.waiting import PATIENCE_SECONDS
 
 PORT = 43690
 
@@ -93,11 +94,11 @@ def test_the_one_beside_the_nodes_own_erl_is_started_on_loopback_with_nothing_of
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     listening(monkeypatch)
-    monkeypatch.setattr(epmd, "START_SECONDS", 0.5)
+    monkeypatch.setattr(epmd, "START_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setenv("SECRET", "hunter2")
     program(tmp_path / "path/epmd", "exit 1")
     erl = program(tmp_path / "otp/erl", "exit 1")
-    program(tmp_path / "otp/epmd", f'echo "$@" > {tmp_path}/arguments; env > {tmp_path}/environment')
+    program(tmp_path / "otp/epmd", f'echo "$@" > {tmp_path}/arguments; env > {tmp_path}/environment; exit 1')
     with pytest.raises(RuntimeMissing):
         ensure(erl, {"PATH": f"{tmp_path}/path:/usr/bin:/bin"})
     assert (tmp_path / "arguments").read_text() == f"-daemon -address 127.0.0.1 -port {PORT}\n"
@@ -107,7 +108,7 @@ def test_the_one_beside_the_nodes_own_erl_is_started_on_loopback_with_nothing_of
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run it as somebody else")
 def test_that_of_a_node_with_a_user_runs_as_that_user(monkeypatch: pytest.MonkeyPatch) -> None:
     listening(monkeypatch)
-    monkeypatch.setattr(epmd, "START_SECONDS", 5.0)
+    monkeypatch.setattr(epmd, "START_SECONDS", PATIENCE_SECONDS)
     alice = Account("alice", 54321, 54331, (54331,))
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # into pytest's own no other user can look
         directory = Path(name)

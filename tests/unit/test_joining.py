@@ -130,7 +130,7 @@ async def test_a_reload_that_is_asked_for_while_nodes_are_taken_over_waits_for_t
 async def test_who_has_not_said_hello_yet_has_not_acknowledged_and_is_asked_again_by_the_same_reload() -> (
     None
 ):
-    async with running("a", machine=silence) as cluster:
+    async with running("a", machine=silence, start_deadline_seconds=60.0) as cluster:
         await until(lambda: cluster.fake(A).process)
         spec = cluster.supervisor.spec
         cluster.next_spec = replace(spec, allowed_nodes=(*spec.allowed_nodes, NodeName.parse(NEW)))

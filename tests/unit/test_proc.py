@@ -147,12 +147,19 @@ def test_a_grandchild_descends_and_a_stranger_does_not() -> None:
             os.kill(below, 9)
 
 
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while (above := proc.parent(pid)) is not None and above > 1:
+        found.append(pid := above)
+    return found
+
+
 def test_an_orphan_still_belongs_to_the_session_it_was_born_in() -> None:
     # The inner shell dies at once, so the sleeper's parent is init; its session is still the leader's.
     with child("sh", "-c", "sh -c 'sleep 60 & echo $!'; read line", session=True) as leader:
         orphan = int(line(leader))
         try:
-            wait_until(lambda: proc.parent(orphan) != leader.pid, "the orphan to change parents")
+            wait_until(lambda: leader.pid not in ancestors(orphan), "the orphan to change parents")
             assert proc.descends_from(orphan, leader.pid)
             assert orphan in proc.tree(leader.pid)
             assert orphan in {member.pid for member in proc.session_members(leader.pid)}

@@ -182,7 +182,7 @@ def test_what_the_node_could_put_there_holds_nobody_up_and_fills_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A release that its own user can write to is read and run as that user, by whoever starts the node."""
-    monkeypatch.setattr(runtime, "ASK_DEADLINE_SECONDS", 5.0)
+    monkeypatch.setattr(runtime, "ASK_DEADLINE_SECONDS", 50.0)
     erl = script(tmp_path / "bin" / "erl", f"ps -o sid= $$ >{tmp_path}/session; exec yes 27")
     (tmp_path / "releases").mkdir()
     os.mkfifo(tmp_path / "releases" / "start_erl.data")
@@ -191,7 +191,7 @@ def test_what_the_node_could_put_there_holds_nobody_up_and_fills_no_memory(
         began = time.monotonic()
         with pytest.raises(RuntimeMissing, match="does not tell"):
             inspect(erl, {"PATH": os.environ["PATH"]})
-        assert time.monotonic() - began < 4, "it was not read to the end"
+        assert time.monotonic() - began < 40, "it was not read to the end"
     finally:
         signal.alarm(0)
     assert int((tmp_path / "session").read_text()) != os.getsid(0), "it could type into our terminal"

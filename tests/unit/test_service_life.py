@@ -81,9 +81,15 @@ from distsec.supervisor.policy import PolicyDesk
 asked = pathlib.Path({path!r})
 tick, settle = ManagedNode.tick, PolicyDesk.settle
 def hang(self):
-    threading.Event().wait() if asked.exists() and {blocks} else tick(self)
+    if asked.exists() and {blocks}:
+        asked.with_name("hung").touch()
+        threading.Event().wait()
+    tick(self)
 async def wait(self):
-    await (asyncio.Event().wait() if asked.exists() else settle(self))
+    if asked.exists():
+        asked.with_name("hung").touch()
+        await asyncio.Event().wait()
+    await settle(self)
 ManagedNode.tick, PolicyDesk.settle = hang, wait
 """
 
@@ -95,6 +101,7 @@ def test_a_loop_that_hangs_feeds_no_watchdog(daemon: Daemon, systemd: Systemd, b
     daemon.start(program=program, NOTIFY_SOCKET=str(systemd.path), WATCHDOG_USEC="3000000")
     systemd.wait("WATCHDOG=1", times=3)
     asked.touch()
+    wait_until(asked.with_name("hung").exists, "it to hang, however late it comes to that")
 
     def quiet_for() -> float:
         if len(systemd.read()) > quiet["words"]:
@@ -102,7 +109,7 @@ def test_a_loop_that_hangs_feeds_no_watchdog(daemon: Daemon, systemd: Systemd, b
         return time.monotonic() - quiet["since"]
 
     quiet = {"words": 0, "since": time.monotonic()}
-    wait_until(lambda: quiet_for() > 3.0, "three seconds without a word", 20)
+    wait_until(lambda: quiet_for() > 3.0, "three seconds without a word")
     assert daemon.process is not None and daemon.process.poll() is None
     if not blocks:
         assert daemon.client().status()["cluster"] == "demo", "its event loop is well"

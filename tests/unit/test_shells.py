@@ -8,7 +8,6 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,8 +19,10 @@ from distsec.model.events import EventType, SecurityEvent, Severity
 from distsec.model.names import NodeName
 from distsec.model.shells import NAMES, Operator, shell_pattern
 from distsec.supervisor import shells
+from tests.unit.descriptors import closed_what_is_left, open_descriptors
 from tests.unit.fake_place import FakePlace
 from tests.unit.test_supervisor import A, B, Cluster, running, until
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.asyncio
 
@@ -105,7 +106,8 @@ async def test_a_killed_shell_leaves_no_key_and_is_admitted_no_more(monkeypatch:
         assert not cluster.of_type(EventType.SHELL_ATTACHED)
 
 
-async def test_a_link_that_is_told_late_still_counts_as_attached() -> None:
+async def test_a_link_that_is_told_late_still_counts_as_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shells, "LATE_EVENT_SECONDS", PATIENCE_SECONDS)
     async with running("a") as cluster:
         await cluster.states(a=NodeState.RUNNING)
         with process() as child:
@@ -193,7 +195,7 @@ async def test_what_cannot_be_made_leaves_nothing_open() -> None:
     async with running("a") as cluster:
         await cluster.states(a=NodeState.RUNNING)
         place(cluster).error = StoreError("the disk is full")
-        descriptors = open_descriptors()
+        descriptors = closed_what_is_left()
         with process() as child:
             with pytest.raises(StoreError):
                 await cluster.supervisor.shell(A, operator(child.pid))
@@ -210,10 +212,6 @@ async def test_one_node_has_a_bounded_number_of_shells(monkeypatch: pytest.Monke
             with pytest.raises(CommandFailed, match=r"1 shells are open at a@127\.0\.0\.1 already"):
                 await cluster.supervisor.shell(A, operator(child.pid))
             await cluster.supervisor.shell(B, operator(child.pid))
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def left(child: subprocess.Popen[bytes], token: str, start_time: int) -> ShellRecord:

@@ -538,9 +538,11 @@ async def test_a_lost_agent_is_degraded_not_dead_and_proven_again_when_it_is_bac
 async def test_an_agent_that_is_silent_is_lost_and_taken_again_when_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("distsec.supervisor.supervisor.TICK_SECONDS", 3600.0)  # it is this test that ticks
     async with up("a", "b") as cluster:
         monkeypatch.setattr("distsec.core.node_silence.SILENT_SECONDS", 0.3)
         node = cluster.supervisor.nodes[A]
+        cluster.fake(A).silent = cluster.fake(B).silent = True
 
         def silent() -> bool:
             cluster.fake(B).says(cluster.fake(B).heartbeat())

@@ -15,6 +15,8 @@ from distsec.model.names import NodeName
 from distsec.pki.authority import Authority
 from distsec.pki.pairs import Pair
 from distsec.pki.store import Store
+from tests.system.cluster import free_ports
+from tests.waiting import PATIENCE_SECONDS
 
 A = NodeName.parse("a@127.0.0.1")
 NOW = time.time()
@@ -31,8 +33,12 @@ def new(tmp_path: Path) -> Authority:
     return Authority.create(Store(tmp_path / "new"), "demo", NOW)
 
 
-def show(pair: Pair, trusts: Authority, tmp_path: Path, talk: Talk) -> tuple[Witnessed, list[str]]:
-    """To a server that wants a certificate of `trusts` and then does what `talk` does."""
+def show(
+    pair: Pair, trusts: Authority, tmp_path: Path, talk: Talk, seconds: float = PATIENCE_SECONDS
+) -> tuple[Witnessed, list[str]]:
+    """To a server that wants a certificate of `trusts` and then does what `talk` does. `seconds`: how long it
+    is waited for.
+    """
     key, certificate = trusts.issue(A, "127.0.0.1", 1, NOW)
     paths = [tmp_path / name for name in ("server.key", "server.pem", "trust.pem")]
     for path, content in zip(paths, (key.reveal(), certificate, trusts.bundle_pem), strict=True):
@@ -47,7 +53,7 @@ def show(pair: Pair, trusts: Authority, tmp_path: Path, talk: Talk) -> tuple[Wit
         server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         try:
-            return await show_certificate("127.0.0.1", port, pair, 2.0, opened=opened.append)
+            return await show_certificate("127.0.0.1", port, pair, seconds, opened=opened.append)
         finally:
             server.close()
 
@@ -71,24 +77,18 @@ def test_a_certificate_of_another_ca_is_refused_and_our_end_is_known(
     assert [seen.local_address] == opened
 
 
-@pytest.mark.parametrize("talk", [silent, talkative])
+@pytest.mark.parametrize(("talk", "seconds"), [(silent, 5.0), (talkative, PATIENCE_SECONDS)])
 def test_who_admits_it_is_seen_to_whether_it_answers_or_waits(
-    new: Authority, tmp_path: Path, talk: Talk
+    new: Authority, tmp_path: Path, talk: Talk, seconds: float
 ) -> None:
-    seen, _ = show(Pair(*new.issue(A, "127.0.0.1", 1, NOW)), new, tmp_path, talk)
+    seen, _ = show(Pair(*new.issue(A, "127.0.0.1", 1, NOW)), new, tmp_path, talk, seconds)
     assert seen.refused is False
 
 
 def test_nobody_there_is_neither(new: Authority) -> None:
-    async def main() -> Witnessed:
-        server = await asyncio.start_server(silent, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        server.close()
-        await server.wait_closed()
-        pair = Pair(*new.issue(A, "127.0.0.1", 1, NOW))
-        return await show_certificate("127.0.0.1", port, pair, 2.0, opened=lambda address: None)
-
-    assert asyncio.run(main()) == Witnessed(None, "Connection refused", None)
+    port, pair = free_ports(1)[0], Pair(*new.issue(A, "127.0.0.1", 1, NOW))
+    shown = show_certificate("127.0.0.1", port, pair, PATIENCE_SECONDS, opened=lambda address: None)
+    assert asyncio.run(shown) == Witnessed(None, "Connection refused", None)
 
 
 def test_the_key_is_on_no_disk_and_its_descriptor_is_closed(

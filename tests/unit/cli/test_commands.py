@@ -6,10 +6,12 @@ import configparser
 import json
 import os
 import pty
+import re
+import resource
+import select
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -380,16 +382,18 @@ def test_help_lists_every_command_and_imports_none() -> None:
 
 
 def test_help_starts_in_less_than_twice_the_time_of_importing_click() -> None:
-    def best_of(number: int, *args: str) -> float:
-        taken = []
-        for _ in range(number):
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL, timeout=60)
-            taken.append(time.perf_counter() - began)
-        return min(taken)
+    def taken(*args: str) -> float:
+        """Of the processor: what else runs on this machine, and when, is none of its doing."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    click_alone = best_of(9, "-c", "import click")
-    help_text = best_of(9, "-c", "from distsec.cli import main; main()", "--help")
+    rounds = [
+        (taken("-c", "import click"), taken("-c", "from distsec.cli import main; main()", "--help"))
+        for _ in range(9)
+    ]
+    click_alone, help_text = map(min, zip(*rounds, strict=True))
     assert help_text < 2 * click_alone
 
 
@@ -553,12 +557,14 @@ def test_waiting_shows_a_line_on_a_terminal_and_takes_it_away_again() -> None:
     ours, theirs = pty.openpty()
     try:
         subprocess.run([sys.executable, "-c", script], stderr=theirs, check=True, timeout=60)
-        shown = os.read(ours, 65536).decode()
+        shown = b""
+        while select.select([ours], [], [], 0)[0]:  # what it wrote last may come by itself
+            shown += os.read(ours, 65536)
     finally:
         os.close(theirs)
         os.close(ours)
-    assert "starting a@h … 0 s" in shown
-    assert shown.endswith("\r\x1b[K")
+    assert re.search(r"starting a@h … \d+ s", shown.decode())
+    assert shown.endswith(b"\r\x1b[K")
 
 
 # ---- adopt ----------

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,9 @@ def test_an_env_file_is_read_by_systemds_own_parser(tmp_path: Path) -> None:
 def test_a_units_lines_are_read_by_systemd_as_they_were_meant() -> None:
     needs(SYSTEMD)
     given = VALUES
-    directory = Path("/tmp") / f"distsec-units-{os.getpid()}"  # nobody may not enter pytest's own
-    directory.mkdir(mode=0o755)
+    # nobody may not enter pytest's own
+    directory = Path(tempfile.mkdtemp(prefix="distsec-units-", dir="/tmp"))
+    directory.chmod(0o755)
     try:
         unit = "[Service]\nExecStart=/bin/true\n" + "\n".join(FORMS["systemd"](given)) + "\n"
         (directory / "node.service").write_text(unit)

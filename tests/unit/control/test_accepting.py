@@ -19,6 +19,7 @@ from distsec.control import accepting, http
 from distsec.control.accepting import Acceptor
 from distsec.control.client import ControlClient
 from tests.unit.control.fake_orchestrator import running
+from tests.unit.descriptors import closed_what_is_left
 from tests.unit.later import later
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -129,6 +130,7 @@ async def test_who_is_not_welcome_gets_no_more_than_half_of_the_places() -> None
 @pytest.fixture
 def soft_limit() -> Iterator[Callable[[int], None]]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    closed_what_is_left()  # a descriptor that becomes free below the limit would be the next that is taken
     yield lambda number: resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 

@@ -8,7 +8,6 @@ import http.client
 import logging
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,6 +20,7 @@ from distsec.errors import PortInUse
 from distsec.observe.metrics import Metrics
 from tests.unit.control.test_accepting import ended as gone
 from tests.unit.control.test_accepting import until
+from tests.unit.descriptors import closed_what_is_left, open_descriptors
 from tests.unit.later import later
 from tests.waiting import PATIENCE_SECONDS
 
@@ -141,10 +141,6 @@ async def test_an_ipv6_address_is_served() -> None:
 # ---- a local user who means harm ----------
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 async def ended(reader: asyncio.StreamReader) -> bytes:
     """What the site still says until it closes the connection, however it does that."""
     with contextlib.suppress(ConnectionError):
@@ -156,12 +152,12 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 async def test_idle_connections_are_bounded_and_a_scrape_succeeds_once_they_are_dropped(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = descriptors()
+    before = closed_what_is_left()
     idle: list[socket.socket] = []
     most = 0
 
     def taken() -> int:
-        return descriptors() - before - len(idle)
+        return open_descriptors() - before - len(idle)
 
     try:
         for _ in range(300):
@@ -214,7 +210,7 @@ async def test_a_body_that_never_comes_and_an_answer_that_is_never_read_hold_no_
     monkeypatch.setattr(scrape, "CONNECTION_SECONDS", CONNECTION_SECONDS)
     site = MetricsSite(lambda: b"x" * 32_000_000, ("127.0.0.1", 0))
     address = await site.start()
-    before = descriptors()
+    before = closed_what_is_left()
     reader, body = await asyncio.open_connection(*address)
     body.write(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
     unread = socket.create_connection(address)
@@ -224,7 +220,7 @@ async def test_a_body_that_never_comes_and_an_answer_that_is_never_read_hold_no_
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert b" 405 " in await reader.readline()
     later(monkeypatch, CONNECTION_SECONDS)
-    await until(lambda: descriptors() - before == 2, "only the ends of this test")
+    await until(lambda: open_descriptors() - before == 2, "only the ends of this test")
     body.close()
     unread.close()
     await site.close()

@@ -22,6 +22,7 @@ from distsec.errors import StoreError
 from distsec.pki import files, forms
 from distsec.pki.account import Account, acting_as, may_replace
 from distsec.pki.store import Store
+from tests.unit.descriptors import closed_what_is_left, open_descriptors
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
@@ -465,12 +466,11 @@ def test_a_directory_that_takes_the_name_of_a_temporary_file_costs_neither_the_w
             os.mkdir(source, dir_fd=src_dir_fd)
 
     monkeypatch.setattr(os, "rename", raced)
-    descriptors = Path("/proc/self/fd")
-    before = len(list(descriptors.iterdir()))
+    before = closed_what_is_left()
     for number in range(3):
         store.write(f"{NODE}/policy.term", b"%d" % number)
         assert store.read(f"{NODE}/policy.term") == b"%d" % number
-    assert len(list(descriptors.iterdir())) == before
+    assert open_descriptors() == before
 
 
 def test_what_becomes_a_directory_meanwhile_is_discarded_all_the_same(
@@ -547,8 +547,8 @@ def test_a_directory_in_a_files_place_is_not_already_that_file_and_costs_no_desc
     (tmp_path / "x").mkdir()
     directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = closed_what_is_left()
         assert not files.is_already(directory, "x", b"", files.Form(0o755))
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert open_descriptors() == before
     finally:
         os.close(directory)

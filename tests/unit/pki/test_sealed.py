@@ -132,10 +132,10 @@ def test_every_word_before_the_ciphertext_is_authenticated(old: bytes, new: byte
 def test_a_file_that_asks_for_more_than_is_spent_is_refused_before_anything_is(
     old: bytes, new: bytes
 ) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # of this process: what it spends, and not for how long it stood still
     with pytest.raises(StoreError, match="asks Argon2id for"):
         opened(with_check(FILE.replace(old, new)))
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_a_later_form_is_said_to_be_one() -> None:
