@@ -28,13 +28,15 @@ def wait_until(
 ) -> T:
     """Calls `condition` until it returns something true, and returns that.
 
-    Raises OutOfTime that names `what` was waited for, and the last value, after `seconds`.
+    Raises OutOfTime that names `what` was waited for, and the last value, after `seconds`. The last look
+    begins after these: it may be this process that stood still.
     """
     deadline = time.monotonic() + seconds
     while True:
+        late = time.monotonic() >= deadline
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        if late:
             raise OutOfTime(f"waited {seconds:g} s for {what}; last seen: {value!r}")
         _never.wait(poll_seconds)

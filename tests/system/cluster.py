@@ -355,6 +355,11 @@ class Cluster:
         """
         return self._control(name).evaluate_soon(expressions, seconds)
 
+    def erl_at_its_end(self, name: str, expressions: str) -> None:
+        """As `erl`, for what ends the node or boots it anew: its answer may be lost with it."""
+        with contextlib.suppress(ConnectionError):
+            self.erl(name, expressions)
+
     def pid(self, name: str) -> int:
         """The pid of a node's BEAM, as the BEAM says it."""
         return int(self.erl(name, "list_to_integer(os:getpid())"))

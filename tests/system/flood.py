@@ -16,6 +16,8 @@ CLIENT_HELLO = bytes.fromhex("1603010200010001fc0303") + bytes(506)
 
 TRICKLE_SECONDS = 1.0
 MOST_AT_ONCE = 8
+CONNECT_SECONDS = 25.0
+"""Beyond the kernel's fourth try (after 15 s): what the other side's queue has no room for comes again."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,9 @@ class Flood:
             each.close()
 
     def _connect(self, source: str, into: list[socket.socket]) -> None:
-        connection = socket.create_connection((self.host, self.port), 10, (source, 0) if source else None)
+        connection = socket.create_connection(
+            (self.host, self.port), CONNECT_SECONDS, (source, 0) if source else None
+        )
         connection.setblocking(False)
         with self._lock:
             self.made += 1

@@ -83,7 +83,9 @@ def for_all(directory: Path, name: str = ".") -> Path:
     own are closed. The caller removes it.
     """
     copy = Path(tempfile.mkdtemp(prefix="ds-", dir="/tmp"))
-    shutil.copytree(directory, copy / name, dirs_exist_ok=True)
+    # What others write here meanwhile (importlib, scripts/build-agent) has these names until it is whole.
+    passing = shutil.ignore_patterns("*.pyc.*", ".ebin-*")
+    shutil.copytree(directory, copy / name, dirs_exist_ok=True, ignore=passing)
     for each in copy.rglob("*"):
         each.chmod(0o755 if each.is_dir() else 0o644)
     copy.chmod(0o755)

@@ -36,6 +36,17 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return False
 
 
+def gone(pid: int) -> bool:
+    """Whether a process that was killed holds nothing any more: the first of its threads may be a zombie when
+    others, who have the same sockets, still end.
+    """
+    place = Path(f"/proc/{pid}")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(list((place / "task").iterdir())) <= 1
+    return True
+
+
 def describe(pid: int) -> str:
     """A pid with its command line, for the text of an assertion."""
     with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.releases import Otp
 from tests.system.intruder import string
 
-MAKE_SECONDS = 60
+MAKE_SECONDS = 180
 
 _MAKE = """
 Version = fun(App) -> ok = case application:load(App) of {{error, {{already_loaded, _}}}} -> ok; R -> R end,

@@ -17,6 +17,7 @@ from tests.releases import OTPS, Otp
 from tests.system.cluster import Cluster
 from tests.system.of_module import of_module
 from tests.system.outside import Outside
+from tests.system.processes import gone
 
 A, B = "a@127.0.0.1", "b@127.0.0.1"
 
@@ -52,11 +53,17 @@ def adopt(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]
     return cluster.distsec("adopt", *arguments, check=False)
 
 
-def is_asked(cluster: Cluster) -> bool:
-    """Whether a command is connected with the orchestrator."""
+def commands(cluster: Cluster) -> set[str]:
+    """The connections of commands with the orchestrator, by inode; also of one that has just ended."""
     connected = "03"  # SS_CONNECTED, of the end that was accepted: it has the name of the socket
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
-    return any(each[5] == connected for each in lines if each[-1] == str(cluster.state / "control.sock"))
+    own = [each for each in lines if each[-1] == str(cluster.state / "control.sock")]
+    return {each[6] for each in own if each[5] == connected}
+
+
+def refusals(cluster: Cluster) -> int:
+    """How many b has counted, in this VM."""
+    return int(cluster.erl("b", "distsec_ring:sequence(refusals)"))
 
 
 def refuses_a_stranger(cluster: Cluster, name: str) -> None:
@@ -87,18 +94,18 @@ def test_a_node_that_a_shell_starts_is_seen_guarded_over_restarts_and_stopped_bu
         ), done.stderr
         cluster.wait_meshed()
         refused = cluster.metric("distsec_security_refusals_total", node=B, reason="not_allowed")
-        logged = len(cluster.events("UnauthorizedAccess", node=B))
+        logged = len(cluster.events("UnauthorizedAccess", node=B, reason="not_allowed"))
         cluster.kill()
+        before = refusals(cluster)
         refuses_a_stranger(cluster, "b")
-        told = int(cluster.erl("b", "distsec_ring:sequence(refusals)"))
-        assert told > 0
+        cluster.wait(lambda: refusals(cluster) > before, "b to count it")
         cluster.run()
         cluster.wait_running()
         cluster.wait_meshed()
         assert cluster.status_of("b")["pid"] == pid
 
         def fresh() -> list[dict[str, Any]]:
-            return cluster.events("UnauthorizedAccess", node=B)[logged:]
+            return cluster.events("UnauthorizedAccess", node=B, reason="not_allowed")[logged:]
 
         def counted() -> float:
             return cluster.metric("distsec_security_refusals_total", node=B, reason="not_allowed") - refused
@@ -168,6 +175,7 @@ def test_one_that_holds_its_port_already_when_the_orchestrator_begins_is_taken_o
     before = cluster.pid("a")
     cluster.kill()
     os.kill(before, signal.SIGKILL)
+    cluster.wait(lambda: gone(before), "the port to be free")
     with Outside(cluster, "a") as outside:
         pid = outside.start()
         cluster.run()
@@ -224,8 +232,10 @@ def test_a_vm_with_another_carrier_is_not_taken_over_and_the_next_one_is(cluster
             Outside(cluster, name, extra=("-proto_dist", "inet_tcp")) as outside,
             ThreadPoolExecutor() as pool,
         ):
+            before = commands(cluster)
             adopting = pool.submit(adopt, cluster, node, "--timeout", "40")
-            cluster.wait(lambda: is_asked(cluster), "the command to ask")  # of those that come, it is told
+            # Of those that come then, it is told.
+            cluster.wait(lambda before=before: commands(cluster) - before, "the command to ask")
             outside.start(wait=False)
             assert outside.ended() != 0
             done = adopting.result()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from tests.releases import Otp
 from tests.system.cluster import HOST, Cluster
+from tests.waiting import wait_until
 
 CONNECTIONS = 40
 """OTP 27 and later take as many pending handshakes as they have schedulers; the rest queue behind them."""
@@ -16,12 +17,16 @@ CONNECTIONS = 40
 
 @contextlib.contextmanager
 def idle_connections(port: int) -> Iterator[None]:
-    """Connections that say nothing, made anew whenever OTP gives up on one (net_setuptime, 7 s)."""
+    """Connections that say nothing, made anew whenever OTP gives up on one (net_setuptime, 7 s). All of them
+    are there before anybody else is.
+    """
     end = threading.Event()
+    made: set[int] = set()
 
     def hold() -> None:
         while not end.is_set():
             with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=5) as idle:
+                made.add(threading.get_ident())
                 idle.settimeout(0.2)
                 while not end.is_set():
                     with contextlib.suppress(TimeoutError):
@@ -32,6 +37,7 @@ def idle_connections(port: int) -> Iterator[None]:
     for thread in threads:
         thread.start()
     try:
+        wait_until(lambda: len(made) == CONNECTIONS, "all of them to be connected")
         yield
     finally:
         end.set()
@@ -60,8 +66,9 @@ def test_with_stock_otp_a_busy_port_keeps_an_adopted_node_from_its_proof_and_not
     cluster.start()
     pid = cluster.pid("a")
     cluster.kill()
-    # Of the one that adopts it. Its agent has come by then, however busy the machine is.
-    cluster.settings["cluster"]["start_deadline_seconds"] = 10
+    # Of the one that adopts it. By then its agent has come (2 s) and the first probe is over (4 s), however
+    # busy the machine is.
+    cluster.settings["cluster"]["start_deadline_seconds"] = 20
     cluster.write()
     with idle_connections(cluster.port("a")):
         cluster.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -239,4 +238,4 @@ def test_a_cluster_whose_key_is_elsewhere_gets_new_certificates_from_there_and_n
     assert len(cluster.events("NodeDown")) == downs
     again = cluster.distsec("certs", "renew", "--offline", "--answer", "answer.pem")
     assert again.stdout.count("was there already") == 2
-    assert json.loads(cluster.distsec("status", "--json").stdout)["healthy"]
+    cluster.wait(lambda: cluster.status()["healthy"], "all to be well")

@@ -16,6 +16,7 @@ _RELOAD = """
  end || M <- [distsec_dist, distsec_handshake, distsec_tls, distsec_policy, distsec_agent], _ <- [1, 2]],
 ok
 """
+_CONTROLLERS = "erlang:system_info(dist_ctrl)"
 
 
 def test_no_module_of_the_agent_is_loaded_a_second_time_and_links_stay(
@@ -25,8 +26,11 @@ def test_no_module_of_the_agent_is_loaded_a_second_time_and_links_stay(
     cluster.start()
     before = {node["name"]: node["links"] for node in cluster.status()["nodes"]}
     downs = cluster.events("NodeDown")
+    controllers = cluster.erl("a", _CONTROLLERS)
+    assert "b@127.0.0.1" in controllers
     assert cluster.erl("a", _RELOAD) == "ok"
     assert cluster.erl("a", "erpc:call('b@127.0.0.1', erlang, node, [])") == "'b@127.0.0.1'"
+    assert cluster.erl("a", _CONTROLLERS) == controllers, "the very link; what follows may be told of later"
     assert {node["name"]: node["links"] for node in cluster.status()["nodes"]} == before
     assert cluster.events("NodeDown") == downs
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from distsec.beam import proc
 from tests.releases import OTPS, ROOT, Otp
 from tests.system.cluster import Cluster
 from tests.system.of_module import of_module
+from tests.system.processes import gone
 
 A, B = "a@127.0.0.1", "b@127.0.0.1"
 MAIN = "\nfrom distsec.cli import main\nmain()\n"
@@ -83,6 +85,13 @@ def pids(cluster: Cluster) -> dict[str, int]:
     return {name: cluster.status_of(name)["pid"] for name in cluster.names}
 
 
+def has_told(cluster: Cluster, name: str) -> bool:
+    """Whether nothing that has happened in that node is still on its way to the orchestrator."""
+    lanes = "[critical, refusals]"
+    untold = f"lists:append([element(1, distsec_ring:read(Lane, 0, 1, pass)) || Lane <- {lanes}])"
+    return cluster.erl(name, untold) == "[]"
+
+
 # ---- killed in the middle of something -----------------------------------------------------------------
 
 
@@ -100,6 +109,7 @@ def test_a_start_that_was_interrupted_before_it_was_on_record_is_found_and_not_r
     before = cluster.pid("a")
     cluster.kill()
     os.kill(before, signal.SIGKILL)
+    cluster.wait(lambda: gone(before), "the end of a")
     cluster.table("a")["command"] = [
         "/bin/sh",
         "-c",
@@ -218,6 +228,8 @@ def test_a_renewal_that_was_interrupted_leaves_a_node_that_links(cluster: Cluste
 
 def test_an_orchestrator_that_was_stopped_for_30_seconds_has_lost_nothing(cluster: Cluster) -> None:
     before = pids(cluster)
+    for name in cluster.names:  # what earlier tests did to them is counted
+        cluster.wait(partial(has_told, cluster, name), f"all that {name} has to tell")
     refused = cluster.metric("distsec_security_refusals_total", node=A, reason="not_allowed")
     known = {kind: len(cluster.events(kind)) for kind in ("UnauthorizedAccess", "NodeStopped", "NodeDown")}
     leaf, cookie = cluster.leaf("evil"), cluster.cookie("a")
@@ -263,7 +275,8 @@ def test_sockets_that_were_removed_are_made_anew(cluster: Cluster) -> None:
     for path in sockets:
         path.unlink()
     cluster.wait(lambda: all(path.exists() for path in sockets), "both sockets")
-    assert cluster.states() == {"a": "RUNNING", "b": "RUNNING"}
+    # A socket is there a moment before anybody listens at it.
+    cluster.wait(lambda: cluster.states() == {"a": "RUNNING", "b": "RUNNING"}, "both to be seen RUNNING")
     # Its agent finds the new one.
     lost = len(cluster.events("AgentLost", node=A))
     cluster.erl("a", "exit(whereis(distsec_agent), kill)")
@@ -313,7 +326,9 @@ def test_agents_of_an_older_version_are_adopted_where_it_is_spoken_and_else_left
 
 def test_an_upgrade_to_another_place_goes_on_with_the_nodes_of_the_old_one(cluster: Cluster) -> None:
     old = cluster.directory / "old"
-    shutil.copytree(ROOT / "distsec", old / "distsec", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "distsec", old / "distsec", ignore=shutil.ignore_patterns("__pycache__", ".ebin-*")
+    )
     cluster.kill()
     run_spoiled(cluster, "", PYTHONPATH=str(old))
     cluster.wait_running()

@@ -20,6 +20,7 @@ from distsec.beam import proc
 from tests.releases import OTPS, Otp
 from tests.system.cluster import COMMAND, Cluster
 from tests.system.terminal import Terminal
+from tests.waiting import wait_until
 
 A = "a@127.0.0.1"
 PROMPT = f"({A})1> "
@@ -100,6 +101,13 @@ def wait_alone(cluster: Cluster) -> None:
 
 def names_of(cluster: Cluster, kind: str) -> Counter[str]:
     return Counter(event["peer"] for event in cluster.events(kind))
+
+
+def names_open(cluster: Cluster) -> set[str]:
+    """What the shells are called that are open. Of one before them the node may still have something to tell,
+    also of its beginning, when all else of it has gone: by their names these are known.
+    """
+    return {json.loads((each / "shell.json").read_bytes())["name"] for each in directories(cluster)}
 
 
 # ---- without a terminal ----------
@@ -244,12 +252,21 @@ def test_ctrl_c_interrupts_an_evaluation_and_nothing_else(cluster: Cluster) -> N
     assert cluster.pid("a") == pid
 
 
+def shows_at_a_tab(typed: Terminal, text: str) -> bool:
+    typed.type("\t")
+    with contextlib.suppress(AssertionError):
+        typed.wait(text, 2)
+        return True
+    return False
+
+
 @pytest.mark.otp
 def test_names_of_the_node_are_completed(cluster: Cluster) -> None:
     with terminal(cluster, TERM="xterm") as typed:
         typed.wait(PROMPT)
-        typed.type("distsec_test_no\t")
-        typed.wait("distsec_test_node")
+        typed.type("distsec_test_no")
+        # A shell of OTP 25 is told to ask the node a moment after its prompt is there (distsec_shell.erl).
+        wait_until(lambda: shows_at_a_tab(typed, "distsec_test_node"), "the name to be completed")
         typed.type("\x15q().\r")
         assert typed.exit_code() == 0
 
@@ -306,12 +323,13 @@ def test_two_shells_at_once_attach_and_detach_on_record(cluster: Cluster) -> Non
     with terminal(cluster, TERM="xterm") as one, terminal(cluster, TERM="xterm") as other:
         one.wait(PROMPT)
         other.wait(PROMPT)
-        attached = cluster.wait(lambda: at_least(2, told(cluster, before, "ShellAttached")), "both to attach")
-        names = {event["peer"] for event in attached}
+        names = names_open(cluster)
         assert len(names) == 2
-        status = cluster.status_of("a")
-        links = {link["peer"]: link for link in status["links"]}
-        assert names == set(links)
+        attached = cluster.wait(
+            lambda: at_least(2, told(cluster, before, "ShellAttached", names)), "both to attach"
+        )
+        assert sorted(event["peer"] for event in attached) == sorted(names)
+        links = cluster.wait(lambda: links_of(cluster, names), "the links of both, and no others")
         for event in attached:
             link = links[event["peer"]]
             assert (event["node"], event["rule"]) == (A, "distsec-shell-*@127.0.0.1")
@@ -319,21 +337,30 @@ def test_two_shells_at_once_attach_and_detach_on_record(cluster: Cluster) -> Non
             assert link["identity"] == event["identity"]
             assert link["identity"].startswith("spiffe://demo/shell/127.0.0.1/distsec-shell-")
             assert (link["hidden"], link["direction"], link["verdict"]) == (True, "in", "allow")
-        assert cluster.metric("distsec_shells", node=A) == 2
+        cluster.wait(lambda: cluster.metric("distsec_shells", node=A) == 2, "the gauge to show both")
         assert cluster.metric("distsec_links", node=A, verdict="deny") == 0
         for typed in (one, other):
             typed.type("q().\r")
             assert typed.exit_code() == 0
-    detached = cluster.wait(lambda: at_least(2, told(cluster, before, "ShellDetached")), "both to detach")
-    assert {event["peer"] for event in detached} == names
+    detached = cluster.wait(
+        lambda: at_least(2, told(cluster, before, "ShellDetached", names)), "both to detach"
+    )
+    assert sorted(event["peer"] for event in detached) == sorted(names)
     assert all(event["seconds"] >= 0 and "detail" not in event for event in detached)
     wait_swept(cluster)
     cluster.wait(lambda: cluster.metric("distsec_shells", node=A) == 0, "the gauge to fall")
 
 
-def told(cluster: Cluster, after: int, kind: str) -> list[dict[str, Any]]:
+def told(cluster: Cluster, after: int, kind: str, names: set[str]) -> list[dict[str, Any]]:
+    """The events of this kind about shells of these names."""
     events = [json.loads(line) for line in cluster.orchestrator_lines()[after:]]
-    return [event for event in events if event["event"] == kind]
+    return [event for event in events if event["event"] == kind and event["peer"] in names]
+
+
+def links_of(cluster: Cluster, names: set[str]) -> dict[str, dict[str, Any]] | None:
+    """The links of the node, where they are those of these shells."""
+    links = {link["peer"]: link for link in cluster.status_of("a")["links"]}
+    return links if set(links) == names else None
 
 
 def at_least(number: int, events: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -378,11 +405,12 @@ def test_a_killed_shell_leaves_no_key_behind(cluster: Cluster) -> None:
     before = len(cluster.orchestrator_lines())
     with terminal(cluster, TERM="xterm") as typed:
         typed.wait(PROMPT)
-        assert len(directories(cluster)) == 1
+        names = names_open(cluster)
+        assert len(names) == 1
         typed.signal(signal.SIGKILL)
         assert typed.exit_code() == -signal.SIGKILL
     wait_swept(cluster)
-    cluster.wait(lambda: told(cluster, before, "ShellDetached"), "its end to be told")
+    cluster.wait(lambda: told(cluster, before, "ShellDetached", names), "its end to be told")
 
 
 @pytest.mark.otp
@@ -390,10 +418,14 @@ def test_the_atoms_of_the_node_do_not_grow_with_the_number_of_shells(cluster: Cl
     def evaluate() -> int:
         return int(shell(cluster, "--eval", "erlang:system_info(atom_count).").stdout)
 
+    def grown() -> int:
+        first = evaluate()
+        return [evaluate() for _ in range(3)][-1] - first
+
     evaluate()
-    first = evaluate()
-    last = [evaluate() for _ in range(3)][-1]
-    assert last - first <= 3 * 2  # a name of 256 (and, where it is new, its host's way of writing it)
+    # A name of 256 each (and, where it is new, its host's way of writing it). What else the node does for the
+    # first time meanwhile, it does once: not in each row of shells.
+    assert any(grown() <= 3 * 2 for _ in range(3))
 
 
 # ---- errors ----------

@@ -19,6 +19,7 @@ from tests.attacks.claim import VISIBLE, Claim, claim, false_node
 from tests.releases import OTPS, Otp
 from tests.system.certificates import Leaf
 from tests.system.cluster import Cluster
+from tests.system.intruder import atom
 from tests.waiting import wait_until
 
 _ASK = """
@@ -101,19 +102,25 @@ def try_as(cluster: Cluster, shell: Held, **changed: Any) -> Claim:
     return claim(cluster.port(how.pop("node")), how.pop("leaf"), how.pop("name"), shell.cookie, **how)
 
 
-def refusals(cluster: Cluster, address: str) -> list[tuple[str, str]]:
-    """(event, reason) of what was refused that came from there."""
+def refusals(cluster: Cluster, shell: Held, address: str) -> list[tuple[str, str]]:
+    """(event, reason) of what was refused that came from there with that shell's certificate: a port is used
+    again, and an identity is not.
+    """
     found = []
     for line in cluster.orchestrator_lines():
         event = json.loads(line)
-        if event.get("address") == address and event.get("result") == "deny":
+        if (
+            event.get("address") == address
+            and event.get("identity") == shell.identity
+            and event.get("result") == "deny"
+        ):
             found.append((event["event"], event["reason"]))
     return found
 
 
-def expect_refused(cluster: Cluster, claimed: Claim, reason: str) -> None:
+def expect_refused(cluster: Cluster, shell: Held, claimed: Claim, reason: str) -> None:
     assert not claimed.admitted
-    told = cluster.wait(lambda: refusals(cluster, claimed.address), f"the refusal {reason}")
+    told = cluster.wait(lambda: refusals(cluster, shell, claimed.address), f"the refusal {reason}")
     assert told == [("UnauthorizedAccess", reason)]
     assert cluster.erl("a", "nodes(connected)") == "[]"
     claimed.connection.close()
@@ -128,7 +135,7 @@ def test_it_admits_its_own_name_once_and_never_after_it_is_gone(cluster: Cluster
         claimed.connection.close()
         cluster.wait(lambda: cluster.erl("a", "nodes(hidden)") == "[]", "its end")
         wait_until(lambda: cluster.erl("a", "distsec_shells:rules()") == "[]", "the node to forget it")
-        expect_refused(cluster, try_as(cluster, shell), "not_allowed")
+        expect_refused(cluster, shell, try_as(cluster, shell), "not_allowed")
 
 
 @pytest.mark.otp
@@ -143,26 +150,26 @@ def test_it_admits_its_own_name_once_and_never_after_it_is_gone(cluster: Cluster
 )
 def test_it_admits_no_other_name(cluster: Cluster, name: str, reason: str) -> None:
     with held(cluster, "a") as shell:
-        expect_refused(cluster, try_as(cluster, shell, name=name), reason)
+        expect_refused(cluster, shell, try_as(cluster, shell, name=name), reason)
 
 
 @pytest.mark.otp
 def test_it_admits_not_even_the_name_of_another_shell_that_is_open(cluster: Cluster) -> None:
     with held(cluster, "a") as shell, held(cluster, "a") as other:
         claimed = try_as(cluster, shell, name=other.name)
-        expect_refused(cluster, claimed, "name_not_in_certificate")
+        expect_refused(cluster, shell, claimed, "name_not_in_certificate")
 
 
 @pytest.mark.otp
 def test_it_admits_no_visible_node(cluster: Cluster) -> None:
     with held(cluster, "a") as shell:
-        expect_refused(cluster, try_as(cluster, shell, flags=VISIBLE), "not_hidden")
+        expect_refused(cluster, shell, try_as(cluster, shell, flags=VISIBLE), "not_hidden")
 
 
 @pytest.mark.otp
 def test_it_is_good_for_no_other_node(cluster: Cluster) -> None:
     with held(cluster, "a") as shell:
-        expect_refused(cluster, try_as(cluster, shell, node="b@127.0.0.1"), "not_allowed")
+        expect_refused(cluster, shell, try_as(cluster, shell, node="b@127.0.0.1"), "not_allowed")
 
 
 @pytest.mark.otp
@@ -173,7 +180,7 @@ def test_an_expired_one_is_refused_while_its_shell_is_open(cluster: Cluster) -> 
         )
         claimed = try_as(cluster, shell, leaf=old)
         assert not claimed.admitted
-        told = cluster.wait(lambda: refusals(cluster, claimed.address), "the refusal")
+        told = cluster.wait(lambda: refusals(cluster, shell, claimed.address), "the refusal")
         assert told == [("CertificateValidationFailed", "expired")]
 
 
@@ -182,7 +189,7 @@ def test_one_of_a_shell_that_never_attached_is_refused_as_soon_as_that_is_closed
     with held(cluster, "a") as shell:
         pass
     wait_until(lambda: cluster.erl("a", "distsec_shells:rules()") == "[]", "the node to be told")
-    expect_refused(cluster, try_as(cluster, shell), "not_allowed")
+    expect_refused(cluster, shell, try_as(cluster, shell), "not_allowed")
 
 
 @pytest.mark.otp
@@ -254,7 +261,9 @@ def test_who_steals_it_meanwhile_does_not_get_in_beside_it(cluster: Cluster) -> 
         first = try_as(cluster, shell)
         assert first.admitted
         # Until net_kernel has it up, a second one is taken for a dial from both sides, and replaces it.
-        cluster.wait(lambda: shell.name in cluster.erl("a", "nodes(hidden)"), "the link")
+        # That is a moment after nodes/1 knows it (dist_util: do_setnode/1, then mark_nodeup/2).
+        state = f"net_kernel:node_info({atom(shell.name)}, state)"
+        cluster.wait(lambda: cluster.erl("a", state) == "{ok,up}", "the link")
         second = try_as(cluster, shell)
         assert not second.admitted
         second.connection.close()

@@ -39,7 +39,7 @@ def clusters(otps: tuple[Otp, ...], beams: Path, request: pytest.FixtureRequest)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(RUN_SECONDS + 120)
+@pytest.mark.timeout(RUN_SECONDS + 400)
 def test_no_link_lives_on_a_certificate_that_has_ended_and_none_is_lost(clusters: Clusters) -> None:
     with ExitStack() as stack:
         loads = {}

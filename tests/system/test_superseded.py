@@ -56,9 +56,11 @@ def test_a_key_from_before_the_last_renewal_is_refused_once_its_node_is_revoked(
 
     incoming = cluster.node_directory("b") / "incoming"
     incoming.mkdir(mode=0o700, exist_ok=True)
-    for file in (old.key, old.certificate):
-        (incoming / file.name).touch(mode=0o600)
-        (incoming / file.name).write_bytes(file.read_bytes())
+    for file in (old.key, old.certificate):  # each whole at once: half of one is refused for another reason
+        new_file = incoming / f"{file.name}.new"
+        new_file.touch(mode=0o600)
+        new_file.write_bytes(file.read_bytes())
+        new_file.rename(incoming / file.name)
     cluster.wait_event("CertificateRefused", node=cluster.node("b"), reason="revoked")
     cluster.distsec("certs", "renew", cluster.node("b"))
     cluster.wait_meshed()

@@ -139,7 +139,10 @@ UNREADABLE = (
 
 def test_the_keys_and_records_of_others_are_closed_to_a_node(cluster: UserCluster) -> None:
     for relative in UNREADABLE:
-        path = string(str(cluster.state / relative))
+        place = cluster.state / relative
+        if "incoming" not in place.parts:  # some are written a moment after the nodes run
+            cluster.wait(place.exists, f"{place} to be written")
+        path = string(str(place))
         assert cluster.erl("a", f"file:read_file({path})") == "{error,eacces}", relative
     for relative in ("", "nodes", "ca", "nodes/b@127.0.0.1"):
         path = string(str(cluster.state / relative))
@@ -202,7 +205,10 @@ def test_nodes_are_adopted_after_a_kill_stopped_and_started_again(cluster: UserC
     cluster.wait_running()
     cluster.wait_meshed()
     assert {name: cluster.pid(name) for name in cluster.names} == before
-    assert {each["guard"] for each in cluster.status()["nodes"]} == {"proven"}
+    # An agent that was silent for too long, as on a busy machine, is proven once more when it is back.
+    cluster.wait(
+        lambda: {each["guard"] for each in cluster.status()["nodes"]} == {"proven"}, "all to be proven"
+    )
     cluster.distsec("restart", "a@127.0.0.1")
     cluster.wait_answering("a")
     assert cluster.pid("a") != before["a"]
@@ -331,8 +337,10 @@ def test_so_has_a_shell_of_root_s(cluster: UserCluster) -> None:
         assert [int(status_lines(pid)["Uid"].split()[0]) for pid in vms] == [uid(ORCHESTRATOR)]
         assert devices(vms[0]) and typed.device not in devices(vms[0])
         typed.resize(40, 101)
-        typed.type("io:columns().\r")
-        typed.wait("{ok,101}")
+        # Keys may come before the window's new size does, which is told by a signal.
+        wide = "case io:columns() of {ok,101} -> [$w,$i,$d,$e]; _ -> receive after 50 -> W() end end"
+        typed.type(f"(fun W() -> {wide} end)().\r")
+        typed.wait('"wide"')
         typed.type("register(test_waits, self()), receive never -> ok end.\r")
         cluster.wait(lambda: cluster.erl("a", "whereis(test_waits)") != "undefined", "the evaluation", 60)
         typed.type("\x03")
@@ -468,7 +476,7 @@ def test_an_existing_state_moves_to_a_user_to_another_and_back(open_beams: Path,
             assert mode(directory / "key.pem") == (0o640 if user else 0o600)
             assert mode(cluster.state) == (0o711 if user else 0o700)
             assert (directory / "policy.mark").stat().st_uid == owner
-            assert cluster.status()["healthy"]
+            cluster.wait(lambda: cluster.status()["healthy"], "all to be well")
             before = pid
 
 
@@ -478,4 +486,7 @@ def mode(path: Path) -> int:
 
 def ended(pid: int) -> bool:
     """Also a zombie, whose new parent takes its time."""
-    return pid == 0 or not Path(f"/proc/{pid}").exists() or status_lines(pid)["State"].startswith("Z")
+    try:
+        return pid == 0 or status_lines(pid)["State"].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
