@@ -10,11 +10,15 @@ import select
 import signal
 import struct
 import termios
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
+from tests.waiting import POLL_SECONDS, OutOfTime
+
 SECONDS = 60.0
+_never = threading.Event()
 
 
 class Terminal:
@@ -67,7 +71,9 @@ class Terminal:
         """Waits until `text` is shown behind what was waited for before."""
         deadline = time.monotonic() + seconds
         while (at := self.output.find(text.encode(), self._seen)) < 0:
-            assert self._read(deadline), f"waited for {text!r}; shown:\n{self.text}"
+            if not self._read(deadline):
+                late = time.monotonic() >= deadline
+                raise (OutOfTime if late else AssertionError)(f"waited for {text!r}; shown:\n{self.text}")
         self._seen = at + len(text.encode())
 
     @property
@@ -87,12 +93,14 @@ class Terminal:
         """Waits for its end; negative: the signal that ended it."""
         deadline = time.monotonic() + seconds
         while self._code is None:
+            late = time.monotonic() >= deadline
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
-            else:
-                shown = self._read(min(deadline, time.monotonic() + 0.1)) if self._master >= 0 else None
-                assert shown or time.monotonic() < deadline, f"it has not ended; shown:\n{self.text}"
+            elif late:
+                raise OutOfTime(f"it has not ended; shown:\n{self.text}")
+            elif self._master < 0 or not self._read(min(deadline, time.monotonic() + 0.1)):
+                _never.wait(POLL_SECONDS)
         while self._master >= 0 and self._read(time.monotonic()):
             pass
         return self._code
