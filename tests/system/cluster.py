@@ -335,6 +335,10 @@ class Cluster:
         """Waits until every node is linked with every other one."""
         self.wait_links(*((a, b) for a in self.names for b in self.names if a < b), seconds=seconds)
 
+    def wait_well(self) -> None:
+        """Until `distsec status` ends with 0: every node runs, is proven, and has the policy of now."""
+        self.wait(lambda: self.distsec("status", check=False).returncode == 0, "all to be well")
+
     def wait_answering(self, *names: str) -> None:
         """Waits until `erl` works in these nodes (default: all): a node may be RUNNING a moment before."""
         for name in names or self.names:

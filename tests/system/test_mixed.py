@@ -47,9 +47,14 @@ def test_nodes_of_all_releases_mesh_and_each_refuses_a_stranger(mixed: Cluster) 
     for name in mixed.names:
         refused = {"node": mixed.node(name), "direction": "in", "reason": "not_allowed"}
         mixed.wait(partial(has_refused, mixed, strangers, refused), f"{strangers} refusals by {name}")
+        mixed.wait(partial(has_told, mixed, strangers, leaf.serial, refused), f"{name} to tell of each")
         told = mixed.events("UnauthorizedAccess", serial=leaf.serial, **refused)
         assert len(told) == strangers
         assert mixed.erl(name, "length(nodes(connected))") == str(len(mixed.names) - 1)
+
+
+def has_told(cluster: Cluster, times: int, serial: str, wanted: dict[str, str]) -> bool:
+    return len(cluster.events("UnauthorizedAccess", serial=serial, **wanted)) >= times
 
 
 def has_refused(cluster: Cluster, times: int, labels: dict[str, str]) -> bool:

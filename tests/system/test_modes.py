@@ -27,6 +27,7 @@ def test_development_runs_on_cookies_and_admits_none_without_one(
 ) -> None:
     cluster = make_cluster(otp, ["a", "b"], mode="development")
     cluster.start()
+    cluster.wait_well()
     status = cluster.status()
     assert (status["mode"], status["carrier"], status["healthy"]) == ("development", "inet_tcp", True)
     assert carried(cluster) == {(None, None)}

@@ -91,9 +91,12 @@ def test_a_peer_that_gossips_a_thousand_names_costs_no_query_and_no_wait(
         assert told == str(GOSSIPED)
 
         # net_kernel has worked all of that off when it answers; it has never waited for anybody
-        took, connected = timed(cluster, "net_kernel:connect_node('x@other.example')")
-        assert connected == "false"
-        assert took < 0.2
+        waits = []
+        for number in range(5):  # whoever resolves waits each time; a machine that stands still, now and then
+            took, connected = timed(cluster, f"net_kernel:connect_node('x@other{number}.example')")
+            assert connected == "false"
+            waits.append(took)
+        assert min(waits) < 0.2
         assert not names.asked_for(b"unlisted", b"other")
         assert cluster.erl("a", DIALLED) == "[]"
 
@@ -103,8 +106,10 @@ def test_a_peer_that_gossips_a_thousand_names_costs_no_query_and_no_wait(
 
         # the positive control: whoever does resolve, in that very node, asks that server and waits
         took, _ = timed(cluster, 'inet:gethostbyname("silent.example")')
-        assert names.asked_for(b"silent")
+        cluster.wait(lambda: names.asked_for(b"silent"), "the query to be taken")
         assert took > 1
+        # Queries are taken in their order: what was asked before that one has been seen by now.
+        assert not names.asked_for(b"unlisted", b"other")
 
 
 def timed(cluster: Cluster, expression: str) -> tuple[float, str]:
