@@ -2,6 +2,10 @@
 %% message to anybody: no mailbox grows under a flood, and nothing waits. The agent reads from
 %% where it was and learns of what was overwritten by the numbers. Lanes share no slots, so
 %% refusals never evict a violation.
+%%
+%% A writer takes its number before it stores, and may be ended or stand still in between. A slot only ever
+%% goes on to a later number, and whoever takes it counts, once, what can no longer be read: so a late writer
+%% neither overwrites nor counts, and its event is among what was dropped.
 -module(distsec_ring).
 
 -export([new/0, put/2, read/4, acknowledge/2, sequence/1, dropped/1, rearm/0, capacity/1]).
@@ -35,15 +39,37 @@ base(refusals) -> 4.
 put(Lane, Event) ->
     {Table, Atomics} = persistent_term:get(?KEY),
     Base = base(Lane),
-    Capacity = capacity(Lane),
     Sequence = atomics:add_get(Atomics, ?SEQUENCE(Base), 1),
-    case Sequence > Capacity
-        andalso Sequence - Capacity > atomics:get(Atomics, ?ACKNOWLEDGED(Base)) of
-        true -> atomics:add(Atomics, ?DROPPED(Base), 1);
-        false -> ok
-    end,
-    ets:insert(Table, {{Lane, Sequence rem Capacity}, Sequence, Event}),
+    Acknowledged = atomics:get(Atomics, ?ACKNOWLEDGED(Base)),
+    _ = store(Table, Atomics, Lane, Sequence, Event, Acknowledged),
     wake(Atomics).
+
+%% Puts it into its slot, and counts what that slot was for and nobody has read: what was stored there and
+%% every number since. False where the slot is taken, by a later number or by `passed` for this one.
+store(Table, Atomics, Lane, N, Content, Acknowledged) ->
+    Capacity = capacity(Lane),
+    Key = {Lane, N rem Capacity},
+    Replaced = case ets:lookup(Table, Key) of
+                   [] -> ets:insert_new(Table, {Key, N, Content}) andalso 0;
+                   [{_, Before, passed}] when Before < N ->
+                       replace(Table, Key, Before, N, Content) andalso Before;
+                   [{_, Before, _}] when Before < N ->
+                       replace(Table, Key, Before, N, Content) andalso Before - 1;
+                   _ -> taken
+               end,
+    case Replaced of
+        taken ->
+            false;
+        false -> % somebody else was faster
+            store(Table, Atomics, Lane, N, Content, Acknowledged);
+        Counted ->
+            Lost = max(0, N - 1 - max(Counted, Acknowledged)) div Capacity,
+            _ = Lost > 0 andalso atomics:add(Atomics, ?DROPPED(base(Lane)), Lost),
+            true
+    end.
+
+replace(Table, Key, Before, N, Content) ->
+    1 =:= ets:select_replace(Table, [{{Key, Before, '_'}, [], [{{{const, Key}, N, {const, Content}}}]}]).
 
 %% At most one wake is ever under way: the reader re-arms before it reads.
 wake(Atomics) ->
@@ -63,33 +89,43 @@ rearm() ->
     atomics:put(Atomics, ?WAKE, 0).
 
 %% Up to Limit events after number After, oldest first, and the number to go on from. Numbers that were
-%% overwritten, or acknowledged (to an orchestrator before this one), are passed over. A writer takes its
-%% number before it stores: `wait` stops at one that is not stored yet, `pass` goes on (its writer was
-%% ended in between).
--spec read(lane(), After :: non_neg_integer(), Limit :: pos_integer(), wait | pass) ->
+%% overwritten, or acknowledged (to an orchestrator before this one), are passed over. One that is not stored
+%% yet is waited for if it is above Patience; else it is given up, counted, and can no longer be stored.
+-spec read(lane(), After :: non_neg_integer(), Limit :: pos_integer(),
+           Patience :: non_neg_integer() | pass) ->
           {[{Sequence :: pos_integer(), map()}], Next :: non_neg_integer()}.
 read(Lane, After, Limit, Patience) ->
     {Table, Atomics} = persistent_term:get(?KEY),
     Last = atomics:get(Atomics, ?SEQUENCE(base(Lane))),
     Gone = max(Last - capacity(Lane), atomics:get(Atomics, ?ACKNOWLEDGED(base(Lane)))),
     First = max(After, Gone) + 1,
-    read(Table, Lane, First, min(Last, First + Limit - 1), Patience, []).
+    read(Table, Atomics, Lane, First, min(Last, First + Limit - 1), Patience, []).
 
-read(_Table, _Lane, N, Last, _Patience, Events) when N > Last ->
+read(_Table, _Atomics, _Lane, N, Last, _Patience, Events) when N > Last ->
     {lists:reverse(Events), N - 1};
-read(Table, Lane, N, Last, Patience, Events) ->
+read(Table, Atomics, Lane, N, Last, Patience, Events) ->
     case ets:lookup(Table, {Lane, N rem capacity(Lane)}) of
+        [{_, N, passed}] ->
+            read(Table, Atomics, Lane, N + 1, Last, Patience, Events);
         [{_, N, Event}] ->
-            read(Table, Lane, N + 1, Last, Patience, [{N, Event} | Events]);
+            read(Table, Atomics, Lane, N + 1, Last, Patience, [{N, Event} | Events]);
         [{_, Later, _}] when Later > N ->
-            read(Table, Lane, N + 1, Last, Patience, Events);
+            read(Table, Atomics, Lane, N + 1, Last, Patience, Events);
         _ when N =< Patience -> % an atom is above any number
-            read(Table, Lane, N + 1, Last, Patience, Events);
+            give_up(Table, Atomics, Lane, N),
+            read(Table, Atomics, Lane, N, Last, Patience, Events);
         _ ->
             {lists:reverse(Events), N - 1}
     end.
 
-%% Everything up to Sequence was handed on.
+%% Unless its writer stores it, or a later one overtakes it, in this moment.
+give_up(Table, Atomics, Lane, N) ->
+    Base = base(Lane),
+    _ = store(Table, Atomics, Lane, N, passed, atomics:get(Atomics, ?ACKNOWLEDGED(Base)))
+        andalso atomics:add(Atomics, ?DROPPED(Base), 1),
+    ok.
+
+%% Everything up to Sequence was handed on. What was given up stays so, whenever its writer comes.
 -spec acknowledge(lane(), non_neg_integer()) -> ok.
 acknowledge(Lane, Sequence) ->
     {Table, Atomics} = persistent_term:get(?KEY),
@@ -103,8 +139,8 @@ acknowledge(Lane, Sequence) ->
             atomics:put(Atomics, ?ACKNOWLEDGED(Base), Upto),
             lists:foreach(
               fun(N) ->
-                      ets:select_delete(Table, [{{{Lane, N rem Capacity}, '$1', '_'},
-                                                 [{'=<', '$1', Upto}], [true]}])
+                      ets:select_delete(Table, [{{{Lane, N rem Capacity}, '$1', '$2'},
+                                                 [{'=<', '$1', Upto}, {'=/=', '$2', passed}], [true]}])
               end, lists:seq(max(Before, Upto - Capacity) + 1, Upto));
         false ->
             ok
