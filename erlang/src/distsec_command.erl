@@ -14,7 +14,7 @@ run(policy, #{document := Document} = Arguments) when is_binary(Document) ->
             rejected(Reason)
     end;
 run(cookies, Arguments) ->
-    distsec_cookies:set(Arguments);
+    distsec_turn:take(fun() -> distsec_cookies:set(Arguments) end);
 run(reload, _) ->
     reload(distsec_tls:own());
 run(renew, #{peers := Peers}) when is_map(Peers) ->
@@ -82,32 +82,47 @@ too_early({error, _}) -> false.
 not_taken(Text) ->
     {error, #{reason => certificate_rejected, detail => distsec_report:text(unicode:characters_to_binary(Text))}}.
 
-apply_policy(#{cluster := Cluster, generation := Generation} = Policy, Document, Cookies) ->
-    #{policy_generation := Current, policy_digest := InForce} = distsec_policy:summary(),
+%% An agent that ended may have left its process here, as slow as it likes, with an older policy than the
+%% next agent's: what is checked is done in the same turn.
+apply_policy(#{generation := Generation} = Policy, Document, Cookies) ->
     Digest = distsec_policy:digest(Document),
-    case maps:get(cluster, distsec_guard:guard()) of
-        Cluster when Digest =:= InForce -> put_in_force(Policy, Document, Digest, Cookies);
-        Cluster when Generation > Current ->
-            case Generation >= distsec_guard:floor() of
-                true -> put_in_force(Policy, Document, Digest, Cookies);
-                false -> rejected(rollback)
-            end;
-        Cluster -> rejected(generation);
-        _ -> rejected(cluster)
+    case distsec_turn:take(fun() -> take(Policy, Document, Digest, Cookies) end) of
+        ok -> carry_out(Generation, Digest);
+        {rejected, Reason} -> rejected(Reason)
     end.
 
 %% The order matters. The policy comes first, so that no new handshake passes; then the cookies,
 %% so that a handshake which passed already fails at its challenge; then what is pending or up is
 %% ended, and nodedown awaited; then the mark, so that no older policy is ever taken again; and only
 %% then is anybody told that it is done.
-put_in_force(#{generation := Generation} = Policy, Document, Digest, Cookies) ->
-    Before = distsec_policy:in_force(),
-    ok = distsec_policy:put_in_force(Policy, Digest, Document),
-    ok = distsec_cookies:use(Cookies),
-    %% Whom the new policy no longer admits holds a cookie that was good.
-    ok = distsec_cookies:spoil(admitted(Before) -- admitted(Policy)),
+take(Policy, Document, Digest, Cookies) ->
+    case may_take(Policy, Digest) of
+        ok ->
+            Before = distsec_policy:in_force(),
+            ok = distsec_policy:put_in_force(Policy, Digest, Document),
+            ok = distsec_cookies:use(Cookies),
+            %% Whom the new policy no longer admits holds a cookie that was good.
+            distsec_cookies:spoil(admitted(Before) -- admitted(Policy));
+        Rejected ->
+            Rejected
+    end.
+
+may_take(#{cluster := Cluster, generation := Generation}, Digest) ->
+    #{policy_generation := Current, policy_digest := InForce} = distsec_policy:summary(),
+    case maps:get(cluster, distsec_guard:guard()) of
+        Cluster when Digest =:= InForce -> ok;
+        Cluster when Generation > Current ->
+            case Generation >= distsec_guard:floor() of
+                true -> ok;
+                false -> {rejected, rollback}
+            end;
+        Cluster -> {rejected, generation};
+        _ -> {rejected, cluster}
+    end.
+
+carry_out(Generation, Digest) ->
     Left = distsec_watch:enforce(?DOWN_MS),
-    Marked = distsec_mark:raise(distsec_guard:directory(), Generation),
+    Marked = distsec_turn:take(fun() -> distsec_mark:raise(distsec_guard:directory(), Generation) end),
     distsec_connect:refresh(),
     distsec_report:critical(policy_applied, #{generation => Generation, digest => Digest}),
     case {Left, Marked} of
