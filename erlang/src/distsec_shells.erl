@@ -44,17 +44,17 @@ rules() ->
     case ets:whereis(?TABLE) of
         undefined -> [];
         Table -> [#{pattern => Name, identity => Identity, max_live => 1}
-                  || {Name, Identity, _} <- ets:tab2list(Table)]
+                  || {Name, Identity, _, _} <- ets:tab2list(Table)]
     end.
 
 %% ---- the process that forgets them --------------------------------------------------------------
 
-%% One that is up stays; of the others it is not known for how long they may still attach.
+%% In the table: name, identity, deadline, and whether its own link has been seen. One that is up stays; of
+%% the others it is not known for how long they may still attach.
 -spec init([]) -> {ok, state()}.
 init([]) ->
     Watching = watch(ets:info(?TABLE, size) > 0, false),
-    lists:foreach(fun({Name, _, _}) -> _ = is_up(Name) orelse ets:delete(?TABLE, Name) end,
-                  ets:tab2list(?TABLE)),
+    lists:foreach(fun({Name, _, _, _}) -> stays(Name) end, ets:tab2list(?TABLE)),
     {ok, #{watching => Watching}}.
 
 -spec handle_call(term(), gen_server:from(), state()) -> {reply, term(), state()}.
@@ -68,7 +68,7 @@ handle_call({admit, Name, Identity, Seconds}, _From, #{watching := Watching} = S
         {[], _} ->
             %% Of several shells in a row under one name each has a deadline of its own.
             Deadline = make_ref(),
-            true = ets:insert(?TABLE, {Name, Identity, Deadline}),
+            true = ets:insert(?TABLE, {Name, Identity, Deadline, false}),
             erlang:send_after(Seconds * 1000, self(), {late, Name, Deadline}),
             {reply, ok, Next}
     end;
@@ -85,12 +85,17 @@ handle_cast(_, State) ->
 -spec handle_info(term(), state()) -> {noreply, state()}.
 handle_info({late, Name, Deadline}, State) ->
     case ets:lookup(?TABLE, Name) of
-        [{Name, _, Deadline}] -> _ = is_up(Name) orelse ets:delete(?TABLE, Name);
+        [{Name, _, Deadline, _}] -> stays(Name);
         _ -> true % it has ended, and perhaps another has its name
     end,
     {noreply, State};
+handle_info({nodeup, Node, _}, State) ->
+    seen(atom_to_binary(Node, utf8)),
+    {noreply, State};
+%% The link of one that has ended may go down after another was announced by its name, which stays.
 handle_info({nodedown, Node, _}, State) ->
-    ets:delete(?TABLE, atom_to_binary(Node, utf8)),
+    Name = atom_to_binary(Node, utf8),
+    _ = ets:match_delete(?TABLE, {Name, '_', '_', true}),
     {noreply, State};
 handle_info(_, State) ->
     {noreply, State}.
@@ -100,6 +105,15 @@ watch(true, false) ->
     ok =:= net_kernel:monitor_nodes(true, [{node_type, hidden}]);
 watch(_, Watching) ->
     Watching.
+
+stays(Name) ->
+    case is_up(Name) of
+        true -> seen(Name);
+        false -> ets:delete(?TABLE, Name)
+    end.
+
+seen(Name) ->
+    ets:update_element(?TABLE, Name, {4, true}).
 
 is_up(Name) ->
     lists:any(fun(Node) -> atom_to_binary(Node, utf8) =:= Name end, nodes(hidden)).

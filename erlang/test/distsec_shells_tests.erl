@@ -11,6 +11,7 @@ shells_test_() ->
       fun one_that_does_not_attach_in_time_is_forgotten/1,
       fun one_whose_link_goes_down_is_forgotten/1,
       fun one_that_has_ended_is_forgotten/1,
+      fun a_late_end_of_a_link_does_not_forget_the_next_of_that_name/1,
       fun a_late_deadline_does_not_forget_the_next_of_that_name/1,
       fun a_name_in_use_is_not_given_again/1,
       fun their_number_is_bounded/1,
@@ -50,14 +51,29 @@ one_that_was_announced_is_a_rule_for_its_exact_name(_) ->
 
 one_that_does_not_attach_in_time_is_forgotten(Pid) ->
     ok = distsec_shells:admit(?NAME, ?ID, 60),
-    [{_, _, Deadline}] = ets:lookup(distsec_shells, ?NAME),
+    [{_, _, Deadline, _}] = ets:lookup(distsec_shells, ?NAME),
     Pid ! {late, ?NAME, Deadline},
     [?_assertEqual([], rules(Pid))].
 
 one_whose_link_goes_down_is_forgotten(Pid) ->
     ok = distsec_shells:admit(?NAME, ?ID, 60),
+    Pid ! {nodeup, 'distsec-shell-1@h', []},
     Pid ! {nodedown, 'distsec-shell-1@h', []},
     [?_assertEqual([], rules(Pid))].
+
+a_late_end_of_a_link_does_not_forget_the_next_of_that_name(Pid) ->
+    ok = distsec_shells:admit(?NAME, ?ID, 60),
+    Pid ! {nodeup, 'distsec-shell-1@h', []},
+    ok = distsec_shells:ended(?NAME),
+    ok = distsec_shells:admit(?NAME, <<"another">>, 60),
+    Pid ! {nodedown, 'distsec-shell-1@h', []},
+    Left = rules(Pid),
+    %% Its own link is another matter.
+    Pid ! {nodeup, 'distsec-shell-1@h', []},
+    Pid ! {nodedown, 'distsec-shell-1@h', []},
+    AtLast = rules(Pid),
+    [?_assertMatch([#{identity := <<"another">>}], Left),
+     ?_assertEqual([], AtLast)].
 
 one_that_has_ended_is_forgotten(Pid) ->
     ok = distsec_shells:admit(?NAME, ?ID, 60),
@@ -67,7 +83,7 @@ one_that_has_ended_is_forgotten(Pid) ->
 
 a_late_deadline_does_not_forget_the_next_of_that_name(Pid) ->
     ok = distsec_shells:admit(?NAME, ?ID, 60),
-    [{_, _, First}] = ets:lookup(distsec_shells, ?NAME),
+    [{_, _, First, _}] = ets:lookup(distsec_shells, ?NAME),
     ok = distsec_shells:ended(?NAME),
     ok = distsec_shells:admit(?NAME, <<"another">>, 60),
     Pid ! {late, ?NAME, First},
