@@ -46,23 +46,27 @@ hold() ->
     ok = distsec_shells:new(),
     ok = distsec_tools:new(),
     receive {ready, Boot} -> Boot ! {self(), ready} end,
-    hold(maps:from_list([{start(Part), Part} || Part <- [guard, agent]])).
+    hold(start(agent, start(guard, #{}))).
 
-%% Tries until it is there: the tables must not go because a process could not be started.
-start(Part) ->
+%% Tried again until it is there, with pauses in which the other part is looked after: the tables must not
+%% go because a process could not be started.
+start(Part, Supervisors) ->
     case distsec_sup:start_link(Part) of
-        {ok, Supervisor} -> Supervisor;
-        _ -> receive after ?PAUSE_MS -> start(Part) end
+        {ok, Supervisor} -> Supervisors#{Supervisor => Part};
+        _ -> later(Part, Supervisors)
     end.
+
+later(Part, Supervisors) ->
+    erlang:send_after(?PAUSE_MS, self(), {start, Part}),
+    Supervisors.
 
 hold(Supervisors) ->
     receive
         {'EXIT', Supervisor, _} when is_map_key(Supervisor, Supervisors) ->
             {Part, Left} = maps:take(Supervisor, Supervisors),
-            erlang:send_after(?PAUSE_MS, self(), {start, Part}),
-            hold(Left);
+            hold(later(Part, Left));
         {start, Part} ->
-            hold(Supervisors#{start(Part) => Part});
+            hold(start(Part, Supervisors));
         _ ->
             hold(Supervisors)
     end.
