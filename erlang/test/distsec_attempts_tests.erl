@@ -252,3 +252,28 @@ what_is_denied_is_ended_whether_pending_or_up_and_the_rest_goes_on_test_() ->
               [finish(Pid, normal) || Pid <- [Good, Unknown]],
               await_clean()
       end).
+
+%% Refused, and then the registry ended that would have ended it.
+what_was_refused_before_a_fault_of_the_registry_goes_all_the_same_test_() ->
+    distsec_test_registry:registry_test_(
+      fun(Holder) ->
+              Refused = [begin
+                             Pid = worker(),
+                             {ok, Id} = distsec_attempts:Direction(Pid, facts(Way, Name)),
+                             distsec_attempts:refuse(Id, revoked, #{}),
+                             Pid
+                         end || {Direction, Way, Name} <- [{inbound, in, <<"in">>},
+                                                           {outbound, out, <<"out">>}]],
+              Kept = worker(),
+              {ok, _} = distsec_attempts:outbound(Kept, facts(out, <<"kept">>)),
+              exit(whereis(distsec_attempts), kill),
+              await(fun() -> whereis(distsec_attempts) =:= undefined end),
+              Holder ! {restart, self()},
+              receive {restarted, _} -> ok end,
+              await(fun() -> not lists:any(fun is_process_alive/1, Refused) end),
+              ?assert(is_process_alive(Kept)),
+              finish(Kept, normal),
+              await_clean(),
+              ?assertEqual([revoked], told(<<"in">>)),
+              ?assertEqual([revoked], told(<<"out">>))
+      end).
