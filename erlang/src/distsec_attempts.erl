@@ -21,7 +21,7 @@
 -type facts() :: #{direction := in | out, address => distsec_report:endpoint(), atom() => term()}.
 
 -define(TABLE, distsec_attempts).
--define(TOLD, 3).
+-define(TOLD, 3). % 0: not, 1: nothing more is to be told, else what is being told
 -define(STAGE, 4).
 -define(FACTS, 5).
 
@@ -104,18 +104,26 @@ facts(Id) ->
         [] -> undefined
     end.
 
-%% Tells, once for each attempt, that it was refused and why. More: `rule`, `detail`, `claimed`.
+%% Tells, once for each attempt, that it was refused and why. More: `rule`, `detail`, `claimed`. What is told
+%% stands in the row while it is told: the registry tells it if the teller is ended in the middle.
 -spec refuse(id(), Reason :: atom(), map()) -> ok.
 refuse(Id, Reason, More) ->
-    try ets:update_counter(?TABLE, Id, {?TOLD, 1}) of
-        1 ->
-            #{direction := Direction} = Facts = facts(Id),
-            distsec_report:refusal(Direction, Reason, maps:merge(shown(Facts), More)),
-            gen_server:cast(?MODULE, {refused, Id});
-        _ -> ok
-    catch
-        error:_ -> ok % the row went with its process
+    case facts(Id) of
+        #{direction := Direction} = Facts ->
+            Telling = {self(), Direction, Reason, maps:merge(shown(Facts), More)},
+            _ = first_to_tell(Id, Telling) andalso tell(Id, Telling),
+            ok;
+        undefined -> ok % the row went with its process
     end.
+
+first_to_tell(Id, Telling) ->
+    1 =:= ets:select_replace(?TABLE, [{{Id, '$1', 0, '$2', '$3'}, [],
+                                       [{{Id, '$1', {const, Telling}, '$2', '$3'}}]}]).
+
+tell(Id, {_, Direction, Reason, Fields}) ->
+    distsec_report:refusal(Direction, Reason, Fields),
+    told(Id),
+    gen_server:cast(?MODULE, {refused, Id}).
 
 %% That nothing more is to be told of it.
 -spec told(id()) -> ok.
@@ -127,7 +135,7 @@ told(Id) ->
 -spec is_told(id()) -> boolean().
 is_told(Id) ->
     case ets:lookup(?TABLE, Id) of
-        [{_, _, Told, _, _}] -> Told > 0;
+        [{_, _, Told, _, _}] -> Told =/= 0;
         [] -> true
     end.
 
@@ -341,6 +349,7 @@ ended(Id, Why, State) ->
                     {crossed, Reason, More} -> _ = crossed(Facts) orelse refuse(Id, Reason, More);
                     benign -> ok
                 end;
+            [{_, _, {Teller, _, _, _} = Telling, _, _}] -> _ = is_process_alive(Teller) orelse tell(Id, Telling);
             _ -> ok
         end,
     _ = case ets:lookup(?TABLE, Id) of

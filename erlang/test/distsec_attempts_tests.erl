@@ -65,6 +65,49 @@ an_attempt_tells_where_it_came_from_and_who_it_was_test_() ->
               finish(Pid, normal)
       end).
 
+%% The registry deletes the row of an attempt whose process has ended as soon as it is said to be told.
+a_refusal_is_told_though_its_row_goes_at_once_test_() ->
+    registry_test_(fun(_) -> [goes_at_once() || _ <- lists:seq(1, 2000)] end).
+
+goes_at_once() ->
+    Pid = worker(),
+    {ok, Id} = distsec_attempts:outbound(Pid, facts(out, <<"x">>)),
+    Before = distsec_ring:sequence(refusals),
+    {_, Monitor} = spawn_monitor(fun() -> distsec_attempts:refuse(Id, revoked, #{}) end),
+    delete_when_told(Id, Monitor),
+    ?assertEqual(Before + 1, distsec_ring:sequence(refusals)),
+    finish(Pid, normal).
+
+delete_when_told(Id, Monitor) ->
+    _ = distsec_attempts:is_told(Id) andalso ets:delete(distsec_attempts, Id),
+    receive {'DOWN', Monitor, _, _, Why} -> ?assertEqual(normal, Why)
+    after 0 -> delete_when_told(Id, Monitor)
+    end.
+
+%% As where a revocation ends an attempt that is just telling by itself that it was refused. Here the ring
+%% ends it: that is the last thing which a teller comes to.
+what_the_attempt_itself_was_ended_in_telling_is_told_test_() ->
+    registry_test_(
+      fun(_) ->
+              Pid = spawn(fun() ->
+                                  Id = receive {refuse, I} -> I end,
+                                  try distsec_attempts:refuse(Id, malformed, #{}) catch error:_ -> ok end
+                          end),
+              {ok, Id} = distsec_attempts:inbound(Pid, facts(in, <<"x">>)),
+              Monitor = monitor(process, Pid),
+              sys:suspend(distsec_attempts),
+              Ring = persistent_term:get({distsec, ring}),
+              persistent_term:put({distsec, ring}, broken),
+              Pid ! {refuse, Id},
+              receive {'DOWN', Monitor, _, _, _} -> ok end,
+              persistent_term:put({distsec, ring}, Ring),
+              distsec_attempts:refuse(Id, revoked, #{}), % the revocation: another has said it
+              ?assertEqual([], told(<<"x">>)),
+              sys:resume(distsec_attempts),
+              await_clean(),
+              ?assertEqual([malformed], told(<<"x">>))
+      end).
+
 %% ---- the controller -----------------------------------------------------------------------------
 
 a_controller_goes_with_who_did_its_handshake_test_() ->
