@@ -349,7 +349,8 @@ ended(Id, Why, State) ->
                     {crossed, Reason, More} -> _ = crossed(Facts) orelse refuse(Id, Reason, More);
                     benign -> ok
                 end;
-            [{_, _, {Teller, _, _, _} = Telling, _, _}] -> _ = is_process_alive(Teller) orelse tell(Id, Telling);
+            [{_, _, {Teller, _, _, _} = Telling, _, _}] ->
+                _ = is_process_alive(Teller) orelse tell(Id, Telling);
             _ -> ok
         end,
     _ = case ets:lookup(?TABLE, Id) of

@@ -10,7 +10,7 @@
 %% order for its part: what global says here makes it, and X, end the other links in order.
 -module(distsec_parting).
 
--export([quietly/1, quietly/3, leave_if_denied/0]).
+-export([quietly/1, quietly/2, quietly/3, leave_if_denied/0]).
 
 %% Nodes of one cluster carry a denial out within tens of milliseconds of each other (two cores, ten
 %% nodes: 30, at most 320).
@@ -24,9 +24,14 @@
 %% by other means then.
 -spec quietly(node()) -> boolean().
 quietly(Node) ->
+    quietly(Node, generation()).
+
+%% Generation is that of the policy which ends it, where a later one may be in force already.
+-spec quietly(node(), Generation :: non_neg_integer()) -> boolean().
+quietly(Node, Generation) ->
     case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
         {_, Controller} when is_pid(Controller) ->
-            quietly(atom_to_binary(Node, utf8), Controller, distsec_links:receiver(Node));
+            quietly(atom_to_binary(Node, utf8), Controller, distsec_links:receiver(Node), Generation);
         _ ->
             false
     end.
@@ -34,23 +39,29 @@ quietly(Node) ->
 %% Controller is what the emulator takes as the link, Receiver the process that owns its socket
 %% (distsec_links:receiver/1).
 -spec quietly(Peer :: binary(), Controller :: pid(), Receiver :: pid() | undefined) -> boolean().
-quietly(Peer, Controller, Receiver) when is_pid(Receiver) ->
-    _ = spawn_opt(fun() -> hold(Peer, Controller, Receiver) end, [{priority, max}]),
+quietly(Peer, Controller, Receiver) ->
+    quietly(Peer, Controller, Receiver, generation()).
+
+quietly(Peer, Controller, Receiver, Generation) when is_pid(Receiver) ->
+    _ = spawn_opt(fun() -> hold(Peer, Controller, Receiver, Generation) end, [{priority, max}]),
     true;
-quietly(_, _, undefined) ->
+quietly(_, _, undefined, _) ->
     false.
+
+generation() ->
+    #{policy_generation := Generation} = distsec_policy:summary(),
+    Generation.
 
 %% Suspended, the receiver takes nothing in and does not see its controller end, so the socket
 %% stays. It is not waited for (a receiver may be busy): its signal is sent before the other.
 %% Resumed, here or by the end of this process, it closes the socket; what it has still read it
 %% cannot deliver, since the link is gone.
-hold(Peer, Controller, Receiver) ->
+hold(Peer, Controller, Receiver, Generation) ->
     _ = try erlang:suspend_process(Receiver, [asynchronous])
         catch error:badarg -> false % it has ended
         end,
     ended(Controller, disconnect, ?END_MS),
     process_flag(priority, normal),
-    #{policy_generation := Generation} = distsec_policy:summary(),
     release_when_due(Peer, Generation, erlang:monotonic_time(millisecond) + ?HELD_MS),
     _ = try erlang:resume_process(Receiver) catch error:badarg -> false end,
     ended(Receiver, shutdown, ?CLOSE_MS).
@@ -69,8 +80,7 @@ ended(Pid, Reason, TimeoutMs) ->
 %% any new one. An allow has two phases, so it is listed, and told of here, before anybody admits
 %% it.
 release_when_due(Peer, Generation, Deadline) ->
-    #{policy_generation := Now} = distsec_policy:summary(),
-    case (Now =/= Generation andalso distsec_policy:lists(Peer))
+    case (generation() =/= Generation andalso distsec_policy:lists(Peer))
         orelse erlang:monotonic_time(millisecond) >= Deadline of
         true -> ok;
         false -> receive after ?LOOK_EVERY_MS -> release_when_due(Peer, Generation, Deadline) end

@@ -266,6 +266,7 @@ audit_node(Node, #{settling := Settling} = State) ->
         error ->
             up(Node, node_type(Node), State);
         {ok, #{verdict := Verdict} = Link} ->
+            #{policy_generation := Generation} = distsec_policy:summary(),
             case {Verdict, decide(Link)} of
                 {allow, {allow, _}} ->
                     State;
@@ -276,7 +277,7 @@ audit_node(Node, #{settling := Settling} = State) ->
                     %% the link ends. Its nodedown is the event.
                     distsec_links:put(Node, judged(Link, Decision)),
                     distsec_connect:ejected(),
-                    kick(Node, quietly, State)
+                    kick(Node, {quietly, Generation}, State)
             end
     end.
 
@@ -326,9 +327,11 @@ kick(Node, How, #{kickers := Kickers} = State) ->
     end.
 
 kick_until_down(Node, How) ->
-    _ = How =:= quietly andalso distsec_parting:quietly(Node) orelse erlang:disconnect_node(Node)
-        orelse distsec_links:cut(Node),
+    _ = quietly(How, Node) orelse erlang:disconnect_node(Node) orelse distsec_links:cut(Node),
     case lists:member(Node, nodes(connected)) of
         true -> receive after ?KICK_EVERY_MS -> kick_until_down(Node, openly) end;
         false -> ok
     end.
+
+quietly({quietly, Generation}, Node) -> distsec_parting:quietly(Node, Generation);
+quietly(openly, _) -> false.

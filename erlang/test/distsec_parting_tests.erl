@@ -123,6 +123,21 @@ taken_up_again() ->
             Took
     end.
 
+%% The peer is taken up again while the link still ends: one whose processes do not go for a while.
+a_peer_that_is_taken_up_again_while_its_link_ends_sees_that_at_once_test_() ->
+    with_patience(fun() -> ?assert(soon(fun taken_up_again_at_once/0, ?HELD_MS)) end).
+
+taken_up_again_at_once() ->
+    in_force(7, [?PEER]),
+    {Peer, Socket, _, _} = link(),
+    Test = self(),
+    Busy = spawn(fun() -> process_flag(trap_exit, true), Test ! ready, forever() end),
+    receive ready -> ok end,
+    Began = now_ms(),
+    ?assert(distsec_parting:quietly(?PEER, Busy, distsec_links:owner(Socket))),
+    in_force(8, []),
+    closed_after(Peer, Began).
+
 a_link_of_which_too_little_is_known_is_left_to_others_test() ->
     ?assertNot(distsec_parting:quietly(?PEER, self(), undefined)),
     {_, Socket, Controller, _} = link(),
