@@ -7,7 +7,8 @@
 -include_lib("kernel/include/net_address.hrl").
 
 -export([new/0, remember/3, session/1, own_session/0, sweep/0, end_sessions/1]).
--export([put/2, take/1, find/1, all/0, cut/1, receiver/1, owner/1, shown/1, describe/2, tls_details/1, cipher/1]).
+-export([put/2, take/1, find/1, is_current/1, known_nodes/0, all/0, cut/1, receiver/1, owner/1, shown/1]).
+-export([describe/2, tls_details/1, cipher/1]).
 
 -export_type([link/0]).
 
@@ -61,18 +62,15 @@ own_session() ->
 
 %% The session that carries a link: its controller is linked with the process that set it up. It is
 %% linked with net_kernel too, which owns none and may be too busy to be asked.
--spec carrying(node()) -> {ok, address(), map()} | error.
-carrying(Node) ->
-    case controller(Node) of
-        Controller when is_pid(Controller) ->
-            case process_info(Controller, links) of
-                {links, Links} ->
-                    first(lists:flatmap(fun owned_by/1, Links -- [whereis(net_kernel)]));
-                undefined -> error
-            end;
-        _ ->
-            error
-    end.
+-spec carrying(Controller :: term()) -> {ok, address(), map()} | error.
+carrying(Controller) when is_pid(Controller) ->
+    case process_info(Controller, links) of
+        {links, Links} ->
+            first(lists:flatmap(fun owned_by/1, Links -- [whereis(net_kernel)]));
+        undefined -> error
+    end;
+carrying(_) ->
+    error.
 
 controller(Node) ->
     case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
@@ -136,6 +134,18 @@ find(Node) ->
         [] -> error
     end.
 
+%% Whether what is known of the link with Node is of the connection that is up now, and of none before.
+-spec is_current(node()) -> boolean().
+is_current(Node) ->
+    case {find(Node), controller(Node)} of
+        {{ok, #{controller := Controller}}, Controller} -> Controller =/= undefined;
+        _ -> false
+    end.
+
+-spec known_nodes() -> [node()].
+known_nodes() ->
+    [Node || {Node, _} <- ets:tab2list(?LINKS)].
+
 -spec all() -> [link()].
 all() ->
     [Link || {_, Link} <- ets:tab2list(?LINKS)].
@@ -151,7 +161,7 @@ cut(Node) ->
 %% The process that receives for a link: it owns the link's socket.
 -spec receiver(node()) -> pid() | undefined.
 receiver(Node) ->
-    case known(Node) of
+    case known(Node, controller(Node)) of
         {_, {ok, #{process := Pid}}} -> Pid;
         {_, {ok, #{socket := Socket}}} -> owner(Socket);
         _ -> undefined
@@ -176,10 +186,11 @@ shown(Link) ->
 %% What can be said at once of a link that just came up; docs/port-protocol.md, `Link`.
 -spec describe(node(), hidden | visible) -> {link(), Session :: map() | undefined}.
 describe(Node, NodeType) ->
-    {Address, Found} = known(Node),
-    Base = #{peer => atom_to_binary(Node, utf8), address => distsec_report:address(Address),
-             hidden => NodeType =:= hidden, since_ms => distsec_report:now_ms(),
-             tls_version => undefined, cipher => undefined},
+    Controller = controller(Node),
+    {Address, Found} = known(Node, Controller),
+    Base = #{controller => Controller, peer => atom_to_binary(Node, utf8),
+             address => distsec_report:address(Address), hidden => NodeType =:= hidden,
+             since_ms => distsec_report:now_ms(), tls_version => undefined, cipher => undefined},
     case Found of
         {ok, Session} ->
             {maps:merge(Base, maps:with([identity, identities, names, usages, issuer, serial,
@@ -193,12 +204,12 @@ describe(Node, NodeType) ->
 
 %% The carrier knows each of its links by its controller, exactly and at once; of those of the stock
 %% carrier the session is found.
-known(Node) ->
-    case distsec_attempts:of_controller(controller(Node)) of
+known(Node, Controller) ->
+    case distsec_attempts:of_controller(Controller) of
         {ok, #{address := Address} = Attempt} ->
             {Address, {ok, Attempt}};
         error ->
-            case carrying(Node) of
+            case carrying(Controller) of
                 {ok, Address, Session} ->
                     {Address, {ok, Session}};
                 error ->

@@ -82,12 +82,14 @@ handle_continue(subscribe, State) ->
     {noreply, subscribe(State)}.
 
 %% Starts before net_kernel does; tries until it is there. Nodes that came up before the
-%% subscription are audited like later ones.
+%% subscription are audited like later ones, and links that a watcher before this one knew and that
+%% ended, or were replaced, when there was none end here.
 subscribe(State) ->
     try net_kernel:monitor_nodes(true, [{node_type, all}, nodedown_reason]) of
         ok ->
             erlang:send_after(?AUDIT_EVERY_MS, self(), audit),
-            audit(State#{subscribed := true});
+            Unseen = [Node || Node <- distsec_links:known_nodes(), not distsec_links:is_current(Node)],
+            audit(lists:foldl(fun unseen/2, State#{subscribed := true}, Unseen));
         _ ->
             again(State)
     catch
@@ -116,7 +118,10 @@ handle_info({Event, Node, _}, State)
   when Node =:= node(), Event =:= nodeup orelse Event =:= nodedown ->
     {noreply, State}; % this node itself, when the distribution starts
 handle_info({nodeup, Node, Facts}, State) ->
-    {noreply, up(Node, proplists:get_value(node_type, Facts, visible), State)};
+    case distsec_links:is_current(Node) of
+        true -> {noreply, State}; % an audit was faster than this message
+        false -> {noreply, up(Node, proplists:get_value(node_type, Facts, visible), unseen(Node, State))}
+    end;
 handle_info({nodedown, Node, Facts}, State) ->
     {noreply, down(Node, proplists:get_value(nodedown_reason, Facts), State)};
 handle_info({details, Node, Since, Details}, State) ->
@@ -227,6 +232,13 @@ look_ahead() ->
     case [Left || Left <- Ends, Left > 0, Left < ?AUDIT_EVERY_MS] of
         [] -> ok;
         Soon -> _ = erlang:send_after(lists:min(Soon), self(), ended), ok
+    end.
+
+%% The end of a link that was known, if nobody has seen it.
+unseen(Node, State) ->
+    case distsec_links:find(Node) of
+        {ok, _} -> down(Node, unseen, State);
+        error -> State
     end.
 
 down(Node, Why, #{settling := Settling} = State) ->
