@@ -35,7 +35,8 @@ admit(Name, Identity, Seconds) ->
 %% Nobody is admitted as Name any more. A link that is up is the caller's to end.
 -spec ended(binary()) -> ok.
 ended(Name) ->
-    gen_server:call(?MODULE, {ended, Name}, ?CALL_MS).
+    true = ets:delete(?TABLE, Name), % at once, whatever the process is at
+    gen_server:cast(?MODULE, {ended, Name}). % behind an announcement that it has not come to yet
 
 %% What the gates add to the policy in force. One that is missing (its table is not there) admits
 %% nobody.
@@ -72,13 +73,13 @@ handle_call({admit, Name, Identity, Seconds}, _From, #{watching := Watching} = S
             erlang:send_after(Seconds * 1000, self(), {late, Name, Deadline}),
             {reply, ok, Next}
     end;
-handle_call({ended, Name}, _From, State) ->
-    ets:delete(?TABLE, Name),
-    {reply, ok, State};
 handle_call(_, _From, State) ->
     {reply, ok, State}.
 
 -spec handle_cast(term(), state()) -> {noreply, state()}.
+handle_cast({ended, Name}, State) ->
+    ets:delete(?TABLE, Name),
+    {noreply, State};
 handle_cast(_, State) ->
     {noreply, State}.
 

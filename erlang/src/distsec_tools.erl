@@ -35,7 +35,8 @@ admit(Identity, Pattern, Seconds) ->
 %% Nobody is admitted with Identity any more. Links that are up are the caller's to end.
 -spec ended(Identity :: binary()) -> ok.
 ended(Identity) ->
-    gen_server:call(?MODULE, {ended, Identity}, ?CALL_MS).
+    true = ets:delete(?TABLE, Identity), % at once, whatever the process is at
+    gen_server:cast(?MODULE, {ended, Identity}). % behind an announcement that it has not come to yet
 
 %% What the gates add to the policy in force. One that is missing (its table is not there) admits nobody.
 -spec rules() -> [distsec_policy:rule()].
@@ -66,13 +67,13 @@ handle_call({admit, Identity, Pattern, Seconds}, _From, State) ->
         false ->
             {reply, {error, too_many}, State}
     end;
-handle_call({ended, Identity}, _From, State) ->
-    ets:delete(?TABLE, Identity),
-    {reply, ok, State};
 handle_call(_, _From, State) ->
     {reply, ok, State}.
 
 -spec handle_cast(term(), []) -> {noreply, []}.
+handle_cast({ended, Identity}, State) ->
+    ets:delete(?TABLE, Identity),
+    {noreply, State};
 handle_cast(_, State) ->
     {noreply, State}.
 

@@ -24,31 +24,58 @@ start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
 %% Ends every session and link that the policy in force refuses, and waits for their nodedown.
-%% Returns the peers that are still up at the deadline.
+%% Returns the peers that are still up at the deadline; if this process judges none (it hangs, or has to
+%% start again), what is up is judged here.
 -spec enforce(TimeoutMs :: pos_integer()) -> [binary()].
 enforce(TimeoutMs) ->
     _ = distsec_parting:leave_if_denied(),
     distsec_links:end_sessions(fun(Session) -> element(1, decide(Session)) =:= deny end),
-    gen_server:call(?MODULE, audit, TimeoutMs), % so that the link_down of each says why
+    Audited = audited(now_ms() + TimeoutMs div 4), % so that the link_down of each says why
     distsec_attempts:end_denied(fun decide/1),
-    Deadline = erlang:monotonic_time(millisecond) + TimeoutMs,
-    await_down(fun() -> [P || #{verdict := deny, peer := P} <- distsec_links:all()] end, Deadline).
+    Deadline = now_ms() + TimeoutMs,
+    case Audited orelse audited(Deadline) of
+        true ->
+            await_down(fun() -> [P || #{verdict := deny, peer := P} <- distsec_links:all()] end, Deadline);
+        false ->
+            denied_now()
+    end.
+
+audited(Deadline) ->
+    Left = max(0, Deadline - now_ms()),
+    try
+        ok =:= gen_server:call(?MODULE, audit, Left)
+    catch
+        exit:_ when Left > 0 -> receive after 1 -> audited(Deadline) end;
+        exit:_ -> false
+    end.
+
+denied_now() ->
+    [atom_to_binary(Node, utf8) || Node <- nodes(connected),
+                                   {Link, _} <- [distsec_links:describe(Node, node_type(Node))],
+                                   element(1, decide(Link)) =:= deny].
+
+now_ms() ->
+    erlang:monotonic_time(millisecond).
 
 %% Ends one link; the policy may let it come back.
 -spec disconnect(binary(), TimeoutMs :: pos_integer()) -> ok | not_connected | still_up.
 disconnect(Peer, TimeoutMs) ->
-    case [Node || Node <- nodes(connected), atom_to_binary(Node, utf8) =:= Peer] of
+    case connected(Peer) of
         [] ->
             not_connected;
         [Node] ->
             gen_server:cast(?MODULE, {disconnect, Node}),
-            Deadline = erlang:monotonic_time(millisecond) + TimeoutMs,
-            case await_down(fun() -> [P || #{peer := P} <- distsec_links:all(), P =:= Peer] end,
-                            Deadline) of
+            Deadline = now_ms() + TimeoutMs,
+            %% A link that is up may not be known yet, or have nobody to know it.
+            Left = fun() -> connected(Peer) ++ [P || #{peer := P} <- distsec_links:all(), P =:= Peer] end,
+            case await_down(Left, Deadline) of
                 [] -> ok;
                 _ -> still_up
             end
     end.
+
+connected(Peer) ->
+    [Node || Node <- nodes(connected), atom_to_binary(Node, utf8) =:= Peer].
 
 %% Returns when every nodeup so far stands on the ring as an event: the carrier waits for that before it
 %% delivers the first byte of a peer, whose first term could else take back that it was ever here. Bounded,
@@ -64,7 +91,7 @@ proven(Name) ->
     try gen_server:call(?MODULE, {proven, Name}) catch exit:_ -> ok end.
 
 await_down(Left, Deadline) ->
-    case {Left(), erlang:monotonic_time(millisecond) < Deadline} of
+    case {Left(), now_ms() < Deadline} of
         {[], _} -> [];
         {Peers, false} -> Peers;
         {_, true} -> receive after 1 -> await_down(Left, Deadline) end
@@ -104,8 +131,7 @@ again(State) ->
 handle_call(audit, _From, State) ->
     {reply, ok, audit(State)};
 handle_call({proven, Name}, _From, State) ->
-    Known = [{Node, Link} || Node <- nodes(connected), atom_to_binary(Node, utf8) =:= Name,
-                             {ok, Link} <- [distsec_links:find(Node)]],
+    Known = [{Node, Link} || Node <- connected(Name), {ok, Link} <- [distsec_links:find(Node)]],
     lists:foreach(fun({Node, Link}) -> renew(Node, Link) end, Known),
     {reply, ok, audit(State)}.
 

@@ -12,6 +12,7 @@ shells_test_() ->
       fun one_whose_link_goes_down_is_forgotten/1,
       fun one_that_has_ended_is_forgotten/1,
       fun a_late_end_of_a_link_does_not_forget_the_next_of_that_name/1,
+      fun one_that_has_ended_is_forgotten_whatever_the_process_is_at/1,
       fun a_late_deadline_does_not_forget_the_next_of_that_name/1,
       fun a_name_in_use_is_not_given_again/1,
       fun their_number_is_bounded/1,
@@ -80,6 +81,19 @@ one_that_has_ended_is_forgotten(Pid) ->
     ok = distsec_shells:ended(?NAME),
     ok = distsec_shells:ended(?NAME),
     [?_assertEqual([], rules(Pid))].
+
+one_that_has_ended_is_forgotten_whatever_the_process_is_at(Pid) ->
+    ok = distsec_shells:admit(?NAME, ?ID, 60),
+    sys:suspend(Pid),
+    Pid ! {'$gen_call', {self(), make_ref()}, {admit, ?OTHER, ?ID, 60}}, % who asked has given up
+    ok = distsec_shells:ended(?NAME),
+    ok = distsec_shells:ended(?OTHER),
+    Meanwhile = distsec_shells:rules(),
+    sys:resume(Pid),
+    Then = rules(Pid),
+    gen_server:stop(Pid),
+    [?_assertEqual({[], []}, {Meanwhile, Then}),
+     ?_assertEqual(ok, distsec_shells:ended(?NAME))].
 
 a_late_deadline_does_not_forget_the_next_of_that_name(Pid) ->
     ok = distsec_shells:admit(?NAME, ?ID, 60),

@@ -9,6 +9,7 @@ tools_test_() ->
     {foreach, fun start/0, fun stop/1,
      [fun one_that_was_announced_may_have_any_name_of_its_host/1,
       fun one_that_has_ended_is_forgotten/1,
+      fun one_that_has_ended_is_forgotten_whatever_the_process_is_at/1,
       fun one_whose_time_is_up_is_forgotten/1,
       fun one_that_is_given_more_time_is_kept/1,
       fun their_number_is_bounded/1,
@@ -55,6 +56,19 @@ one_that_has_ended_is_forgotten(_) ->
     ok = distsec_tools:admit(?OTHER, ?PATTERN, 60),
     ok = distsec_tools:ended(?ID),
     [?_assertMatch([#{identity := ?OTHER}], distsec_tools:rules())].
+
+one_that_has_ended_is_forgotten_whatever_the_process_is_at(Pid) ->
+    ok = distsec_tools:admit(?ID, ?PATTERN, 60),
+    sys:suspend(Pid),
+    Pid ! {'$gen_call', {self(), make_ref()}, {admit, ?OTHER, ?PATTERN, 60}}, % who asked has given up
+    ok = distsec_tools:ended(?ID),
+    ok = distsec_tools:ended(?OTHER),
+    Meanwhile = distsec_tools:rules(),
+    sys:resume(Pid),
+    Then = rules(Pid),
+    gen_server:stop(Pid),
+    [?_assertEqual({[], []}, {Meanwhile, Then}),
+     ?_assertEqual(ok, distsec_tools:ended(?ID))].
 
 one_whose_time_is_up_is_forgotten(Pid) ->
     ok = distsec_tools:admit(?ID, ?PATTERN, 60),

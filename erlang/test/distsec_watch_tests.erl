@@ -162,8 +162,55 @@ case_of(seen_by_both) ->
     kill(Watcher),
     Before = checked(),
     _ = watch(),
-    ?assertEqual({[link_up], Before}, {told(), checked()}).
+    ?assertEqual({[link_up], Before}, {told(), checked()});
+
+%% ---- enforcement --------------------------------------------------------------------------------
+
+case_of(no_watcher) ->
+    Controller = connect(true),
+    Pending = pending(),
+    in_force([?NAME]),
+    ?assertEqual([?NAME], distsec_watch:enforce(100)),
+    await(fun() -> not is_process_alive(Pending) end),
+    disconnect(Controller),
+    ?assertEqual([], distsec_watch:enforce(100));
+case_of(watcher_hangs) ->
+    Controller = connect(true),
+    Watcher = watch(),
+    sys:suspend(Watcher),
+    Pending = pending(),
+    in_force([?NAME]),
+    ?assertEqual([?NAME], distsec_watch:enforce(100)),
+    await(fun() -> not is_process_alive(Pending) end),
+    disconnect(Controller),
+    ?assertEqual([], distsec_watch:enforce(100)),
+    sys:resume(Watcher),
+    ?assertEqual([], distsec_watch:enforce(?PATIENCE_MS));
+case_of(watcher_comes) ->
+    _ = connect(),
+    in_force([?NAME]),
+    {_, Monitor} = spawn_monitor(fun() -> exit({left, distsec_watch:enforce(?PATIENCE_MS)}) end),
+    receive {'DOWN', Monitor, _, _, Early} -> error(Early) after 50 -> ok end,
+    _ = watch(),
+    receive {'DOWN', Monitor, _, _, Why} -> ?assertEqual({left, []}, Why) end,
+    ?assertNot(lists:member(?PEER, nodes(connected)));
+case_of(not_disconnected) ->
+    _ = connect(),
+    ?assertEqual(still_up, distsec_watch:disconnect(?NAME, 100)),
+    _ = watch(),
+    ?assertEqual(ok, distsec_watch:disconnect(?NAME, ?PATIENCE_MS)).
+
+pending() ->
+    Pid = spawn(fun() -> receive never -> ok end end),
+    {ok, _} = distsec_attempts:inbound(Pid, #{direction => in, name => ?NAME, identity => <<"x">>,
+                                              serial => <<"0a">>, not_after => undefined}),
+    Pid.
 
 what_ended_while_there_was_no_watcher_is_told_test_() -> in_a_node_(ended_unseen).
 what_was_replaced_while_there_was_no_watcher_is_told_test_() -> in_a_node_(replaced_unseen).
 what_is_up_when_a_watcher_starts_again_is_not_told_again_test_() -> in_a_node_(seen_by_both).
+
+a_denial_without_a_watcher_says_what_is_up_test_() -> in_a_node_(no_watcher).
+a_denial_with_a_watcher_that_hangs_says_what_is_up_test_() -> in_a_node_(watcher_hangs).
+a_denial_waits_for_a_watcher_that_starts_again_test_() -> in_a_node_(watcher_comes).
+a_link_that_nobody_has_ended_is_not_disconnected_test_() -> in_a_node_(not_disconnected).
