@@ -268,28 +268,25 @@ handle_info({'DOWN', Reference, process, _, Why}, #{watched := Watched} = State)
         error -> {noreply, State}
     end;
 handle_info({deadline, Id}, State) ->
-    case ets:lookup(?TABLE, Id) of
-        [{_, _, _, Stage, _}] when Stage =/= up -> drop(Id, handshake_timeout);
-        _ -> ok
-    end,
+    _ = unless_up(Id, fun(_, _) -> drop(Id, handshake_timeout) end),
     {noreply, State};
 handle_info({shut, Id}, State) ->
-    case ets:lookup(?TABLE, Id) of
-        [{_, _, _, Stage, _}] when Stage =/= up -> shut(Id);
-        _ -> ok
-    end,
+    _ = unless_up(Id, fun(_, _) -> shut(Id) end),
     {noreply, State};
 handle_info({kill_controller, Controller}, State) ->
     exit(Controller, kill),
     {noreply, State};
 handle_info({kill, Id}, State) ->
-    case ets:lookup(?TABLE, Id) of
-        [{_, Pid, _, Stage, Facts}] when Stage =/= up -> finish(Pid, Facts);
-        _ -> ok
-    end,
+    _ = unless_up(Id, fun finish/2),
     {noreply, State};
 handle_info(_, State) ->
     {noreply, State}.
+
+unless_up(Id, Do) ->
+    case ets:lookup(?TABLE, Id) of
+        [{_, Pid, _, Stage, Facts}] when Stage =/= up -> Do(Pid, Facts);
+        _ -> ok
+    end.
 
 watch(Id, Pid, Stage, Facts, #{watched := Watched} = State) ->
     Seen = State#{watched := Watched#{erlang:monitor(process, Pid) => Id}},
