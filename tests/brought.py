@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -64,9 +65,9 @@ def _signed(builder: x509.CertificateBuilder, key: Key, weak: bool = False) -> x
 
 
 def _builder(
-    subject: str, issuer: x509.Name | None, key: Key, begin: timedelta, end: timedelta
+    subject: str, issuer: x509.Name | None, key: Key, now: datetime, begin: timedelta, end: timedelta
 ) -> x509.CertificateBuilder:
-    now, name = datetime.now(UTC), x509.Name.from_rfc4514_string(subject)
+    name = x509.Name.from_rfc4514_string(subject)
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -80,11 +81,14 @@ def _builder(
 
 @dataclass(frozen=True, slots=True)
 class Ca:
-    """`above`: the CAs above it, the nearest first."""
+    """`above`: the CAs above it, the nearest first. `made`: from when its validity is counted. It is that of
+    the CAs above it: what is made a second later does not outlive them by a second.
+    """
 
     key: Key
     certificate: x509.Certificate
     above: tuple[x509.Certificate, ...] = ()
+    made: datetime = field(default_factory=partial(datetime.now, UTC))
 
     @classmethod
     def root(
@@ -103,7 +107,8 @@ class Ca:
     ) -> Ca:
         """A root, or with `above` a CA below that one."""
         key = key or p256()
-        builder = _builder(subject, above.certificate.subject if above else None, key, begin, end)
+        made = above.made if above else datetime.now(UTC)
+        builder = _builder(subject, above.certificate.subject if above else None, key, made, begin, end)
         builder = builder.add_extension(x509.BasicConstraints(is_ca, pathlen if is_ca else None), True)
         builder = builder.add_extension(usage(*granted), True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
@@ -117,7 +122,7 @@ class Ca:
         if constraints is not None:
             builder = builder.add_extension(constraints, True)
         chain = (above.certificate, *above.above) if above else ()
-        return cls(key, _signed(builder, signer), chain)
+        return cls(key, _signed(builder, signer), chain, made)
 
     def leaf(
         self,
@@ -134,7 +139,7 @@ class Ca:
     ) -> tuple[Key, x509.Certificate]:
         """A key and its certificate; None: without that extension. `weak`: signed with SHA-224."""
         key = key or p256()
-        builder = _builder(subject, self.certificate.subject, key, begin, end)
+        builder = _builder(subject, self.certificate.subject, key, datetime.now(UTC), begin, end)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         names += [x509.DNSName(name) for name in dns]
         if HOST in dns:
