@@ -16,7 +16,6 @@ import pytest
 from hypothesis import settings
 
 from distsec.model.cluster import PROVEN_RELEASES
-from tests import out_of_time
 from tests.releases import OTPS, ROOT, Otp
 
 BUILD_SECONDS = 120
@@ -111,6 +110,5 @@ class Releases:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    out_of_time.register(config)
     if not hasattr(config, "workerinput"):  # pytest-xdist's workers report nothing themselves
         config.pluginmanager.register(Releases(), "distsec-releases")

@@ -225,14 +225,13 @@ init([]) ->
     State = #{half_open => distsec_halfopen:new(?MAX_HALF_OPEN, ?MAX_OF_SOURCE), watched => #{}},
     %% After a fault here the rows are still there, and so may be their processes.
     {ok, lists:foldl(fun({Id, Pid, Stage, Facts}, Acc) ->
-                             ok = resume(Id, Stage),
+                             _ = resume(Id, Stage),
                              watch(Id, Pid, Stage, Facts, Acc)
                      end, State, lists:keysort(1, all()))}.
 
 %% What was to be shut by a registry that has ended is shut by this one.
 resume(Id, Stage) ->
-    _ = Stage =/= up andalso is_told(Id) andalso erlang:send_after(?LINGER_MS, self(), {shut, Id}),
-    ok.
+    Stage =/= up andalso is_told(Id) andalso erlang:send_after(?LINGER_MS, self(), {shut, Id}).
 
 -spec handle_call(term(), gen_server:from(), state()) -> {reply, id() | ok | refused, state()}.
 handle_call({register, Pid, Facts}, _From, State) ->

@@ -28,9 +28,6 @@ DAY = 86_400
 RUN = ""
 """The orchestrator, among the names of nodes; it reports its own steps as those of no node."""
 
-STOOD_STILL = 20
-"""Seconds that a process may lose between its looks at two clocks, whose difference tells it of a step."""
-
 GUEST = "d"
 """A name that the policy lists and nobody runs."""
 
@@ -115,7 +112,7 @@ class Clocks:
         self.cluster.wait(told, f"{name or 'the orchestrator'} to tell of the step")
         [event] = self.steps(name)[known:]
         assert (event["reason"], event["level"]) == ("ahead" if step > 0 else "back", "warning")
-        assert abs(event["seconds"] - abs(step)) <= STOOD_STILL
+        assert abs(event["seconds"] - abs(step)) <= 2
 
     def steps(self, name: str) -> list[dict[str, Any]]:
         """What was told of that clock so far."""

@@ -278,7 +278,7 @@ def test_an_ejection_while_another_node_joins_leaves_a_mesh(
         wait_until(partial(watched.up_since, killed, joining, staying), "it to join", 20.0)
         watched.deny(ejected)
         cluster.wait_running(joining)
-        cluster.wait(lambda: watched.meshed([*staying, joining]), "the mesh")
+        cluster.wait(lambda: watched.meshed([*staying, joining]), "the mesh", 5.0)
         assert all(ejected not in watched.links(name) for name in [*staying, joining])
         watched.allow(ejected)
         watched.wait_everybody()

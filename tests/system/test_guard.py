@@ -29,7 +29,6 @@ from tests.waiting import wait_until
 HARMLESS = ("own-name", "hidden", "interface", "helpers-first")
 CHANGED = "optfile-changed"
 DEADLINE_SECONDS = 10
-BY_DEFAULT_SECONDS = 30
 SETTLED_SECONDS = 150
 
 
@@ -239,7 +238,7 @@ def test_a_node_that_listens_without_an_agent_is_ended_by_the_deadline(stripped:
     (started,) = stripped.events("NodeStarted", "later")
     (ended,) = stripped.events("NodeStateChanged", "later", severity="critical")
     lived = datetime.fromisoformat(ended["time"]) - datetime.fromisoformat(started["time"])
-    assert lived.total_seconds() < BY_DEFAULT_SECONDS, "what the orchestrator itself stood still comes on top"
+    assert lived.total_seconds() < DEADLINE_SECONDS + 4
     assert stripped.cluster.orchestrator is not None
     alone = [stripped.cluster.orchestrator.pid]
     wait_until(lambda: proc.tree(alone[0]) == alone, "nothing to be left below the orchestrator")

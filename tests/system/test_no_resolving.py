@@ -91,12 +91,9 @@ def test_a_peer_that_gossips_a_thousand_names_costs_no_query_and_no_wait(
         assert told == str(GOSSIPED)
 
         # net_kernel has worked all of that off when it answers; it has never waited for anybody
-        waits = []
-        for number in range(5):  # whoever resolves waits each time; a machine that stands still, now and then
-            took, connected = timed(cluster, f"net_kernel:connect_node('x@other{number}.example')")
-            assert connected == "false"
-            waits.append(took)
-        assert min(waits) < 0.2
+        took, connected = timed(cluster, "net_kernel:connect_node('x@other.example')")
+        assert connected == "false"
+        assert took < 0.2
         assert not names.asked_for(b"unlisted", b"other")
         assert cluster.erl("a", DIALLED) == "[]"
 
